@@ -1,0 +1,321 @@
+package pgmoor
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/pgmoor/pgmoor/internal/scram"
+	"github.com/pgmoor/pgmoor/internal/userlist"
+)
+
+// Secret is a user's password, or what PostgreSQL stores instead of one: a SCRAM-SHA-256 verifier or an MD5 hash. It does
+// not show itself: every verb of fmt, slog and encoding/json prints a placeholder. The zero Secret is none.
+type Secret struct{ value *string }
+
+// NewSecret returns a Secret that holds s: a password in clear, a verifier as it stands in pg_authid
+// ("SCRAM-SHA-256$…"), or an MD5 hash ("md5" and 32 hexadecimal digits).
+func NewSecret(s string) Secret { return Secret{&s} }
+
+const redacted = "[secret]"
+
+// String returns a placeholder.
+func (s Secret) String() string { return redacted }
+
+// GoString returns a placeholder.
+func (s Secret) GoString() string { return redacted }
+
+// Format prints a placeholder for every verb.
+func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
+
+// LogValue returns a placeholder.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText returns a placeholder.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// IsZero reports whether there is no secret.
+func (s Secret) IsZero() bool { return s.value == nil }
+
+func (s Secret) reveal() string {
+	if s.value == nil {
+		return ""
+	}
+	return *s.value
+}
+
+func (s Secret) isVerifier() bool { return strings.HasPrefix(s.reveal(), "SCRAM-SHA-256$") }
+
+func (s Secret) isMD5() bool {
+	v := s.reveal()
+	return len(v) == 35 && strings.HasPrefix(v, "md5") && strings.Trim(v[3:], "0123456789abcdef") == ""
+}
+
+// password returns the secret where it is a password in clear.
+func (s Secret) password() (string, bool) {
+	if s.value == nil || s.isVerifier() || s.isMD5() {
+		return "", false
+	}
+	return *s.value, true
+}
+
+// ErrNoSecret is returned by a SecretSource for a user that it does not know.
+var ErrNoSecret = errors.New("pgmoor: no secret for this user")
+
+// SecretSource gives the secret of a user. It is called from several goroutines at once, at a client's login and when a
+// server connection is opened, and should answer from memory where it can. For a user that it does not know it returns
+// ErrNoSecret: the client then sees what it would see after a wrong password.
+type SecretSource interface {
+	Secret(ctx context.Context, user string) (Secret, error)
+}
+
+// SecretSourceFunc is a function that is a SecretSource.
+type SecretSourceFunc func(ctx context.Context, user string) (Secret, error)
+
+// Secret calls f.
+func (f SecretSourceFunc) Secret(ctx context.Context, user string) (Secret, error) {
+	return f(ctx, user)
+}
+
+// StaticSecrets maps users to their secrets. It must not be changed while a Proxy uses it.
+type StaticSecrets map[string]Secret
+
+// Secret returns the user's secret, or ErrNoSecret.
+func (m StaticSecrets) Secret(_ context.Context, user string) (Secret, error) {
+	s, ok := m[user]
+	if !ok {
+		return Secret{}, ErrNoSecret
+	}
+	return s, nil
+}
+
+// ReadUserList reads a file in the format of PgBouncer's userlist.txt: one "user" "secret" pair a line.
+func ReadUserList(path string) (StaticSecrets, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("pgmoor: %w", err)
+	}
+	defer f.Close()
+	entries, err := userlist.Parse(f)
+	if err != nil {
+		return nil, fmt.Errorf("pgmoor: %s: %w", path, err)
+	}
+	m := make(StaticSecrets, len(entries))
+	for _, e := range entries {
+		m[e.User] = NewSecret(e.Secret)
+	}
+	return m, nil
+}
+
+// Authenticator decides whether a client may come in. It may exchange messages with the client through the methods
+// of Client, and returns nil to let it in. An *Error is sent to the client as it is; any other error is logged
+// and the client is told that its authentication failed. The context ends with the handshake timeout. Authenticate is
+// called from several goroutines at once, each with its own client.
+type Authenticator interface {
+	Authenticate(ctx context.Context, c *Client) error
+}
+
+// AuthenticatorFunc is a function that is an Authenticator.
+type AuthenticatorFunc func(ctx context.Context, c *Client) error
+
+// Authenticate calls f.
+func (f AuthenticatorFunc) Authenticate(ctx context.Context, c *Client) error { return f(ctx, c) }
+
+// SCRAM returns an Authenticator that asks for SCRAM-SHA-256 (RFC 7677; PostgreSQL documentation, "SASL
+// Authentication"). Unknown users go through the same exchange as known ones. Users of whom only an MD5 hash is known
+// cannot pass.
+func SCRAM(secrets SecretSource) Authenticator {
+	return &scramAuth{secrets: secrets, seed: randomBytes(32)}
+}
+
+// MD5 returns an Authenticator that asks for an MD5-hashed password as PostgreSQL's md5 method does, and as it does,
+// asks a user for SCRAM-SHA-256 of whom a SCRAM verifier is known.
+func MD5(secrets SecretSource) Authenticator {
+	return &md5Auth{secrets: secrets, scram: scramAuth{secrets: secrets, seed: randomBytes(32)}}
+}
+
+// Cleartext returns an Authenticator that asks for the password in clear. It refuses clients whose connection is not
+// encrypted.
+func Cleartext(secrets SecretSource) Authenticator { return cleartextAuth{secrets} }
+
+// Trust returns an Authenticator that lets everyone in whose address is a loopback address, a Unix socket or
+// in-process, as the user that they say they are, and refuses everyone else.
+func Trust() Authenticator { return AuthenticatorFunc(trustLoopback) }
+
+func trustLoopback(_ context.Context, c *Client) error {
+	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
+		return fatalf(codeBadAuthorization, "trust authentication is for loopback addresses only")
+	}
+	return nil
+}
+
+// refuseAll is what a Proxy does that was told neither how to authenticate nor any secrets.
+func refuseAll(context.Context, *Client) error {
+	return &Error{
+		Severity: "FATAL", Code: codeBadAuthorization,
+		Message: "the proxy has no way to authenticate clients",
+		Hint:    "Set Config.Secrets or Config.Authenticator.",
+	}
+}
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails
+	return b
+}
+
+func badPassword(user string) *Error {
+	return fatalf(codeBadPassword, "password authentication failed for user %q", user)
+}
+
+// lookup returns the user's secret; unknown users get the zero Secret.
+func lookup(ctx context.Context, src SecretSource, user string) (Secret, error) {
+	s, err := src.Secret(ctx, user)
+	if errors.Is(err, ErrNoSecret) {
+		return Secret{}, nil
+	}
+	return s, err
+}
+
+type scramAuth struct {
+	secrets SecretSource
+	seed    []byte // of the salts that unknown users see
+	derived verifierCache
+}
+
+func (a *scramAuth) Authenticate(ctx context.Context, c *Client) error {
+	secret, err := lookup(ctx, a.secrets, c.User())
+	if err != nil {
+		return err
+	}
+	return a.exchange(c, secret)
+}
+
+func (a *scramAuth) exchange(c *Client, secret Secret) error {
+	v, ok := a.verifier(c.User(), secret)
+	srv := scram.NewServer(v, !ok)
+	first, err := c.sasl("SCRAM-SHA-256")
+	if err != nil {
+		return err
+	}
+	reply, err := srv.First(first)
+	if err != nil {
+		return scramError(c, err)
+	}
+	final, err := c.saslContinue(reply)
+	if err != nil {
+		return err
+	}
+	reply, err = srv.Final(final)
+	if err != nil {
+		return scramError(c, err)
+	}
+	return c.saslFinal(reply)
+}
+
+// verifier returns the user's SCRAM verifier, and false with one that nothing matches where there is none.
+func (a *scramAuth) verifier(user string, secret Secret) (scram.Verifier, bool) {
+	if secret.isVerifier() {
+		v, err := scram.ParseVerifier(secret.reveal())
+		if err == nil {
+			return v, true
+		}
+	}
+	if pw, ok := secret.password(); ok && pw != "" {
+		v, err := a.derived.get(pw)
+		if err == nil {
+			return v, true
+		}
+	}
+	return scram.MockVerifier(user, a.seed), false
+}
+
+func scramError(c *Client, err error) error {
+	var pe *scram.ProtocolError
+	if errors.As(err, &pe) {
+		return &Error{Severity: "FATAL", Code: pe.Code, Message: pe.Msg, Detail: pe.Detail}
+	}
+	return badPassword(c.User())
+}
+
+type md5Auth struct {
+	secrets SecretSource
+	scram   scramAuth
+}
+
+func (a *md5Auth) Authenticate(ctx context.Context, c *Client) error {
+	secret, err := lookup(ctx, a.secrets, c.User())
+	if err != nil {
+		return err
+	}
+	if secret.isVerifier() {
+		return a.scram.exchange(c, secret)
+	}
+	stored, known := secret.reveal(), secret.isMD5()
+	if pw, ok := secret.password(); ok && pw != "" {
+		stored, known = scram.MD5(c.User(), pw), true
+	}
+	if !known {
+		stored = scram.MD5(c.User(), string(a.scram.seed))
+	}
+	salt := [4]byte(randomBytes(4))
+	got, err := c.askPassword(authMD5, salt[:])
+	if err != nil {
+		return err
+	}
+	want := scram.MD5Response(stored, salt)
+	if subtle.ConstantTimeCompare([]byte(want), got) != 1 || !known {
+		return badPassword(c.User())
+	}
+	return nil
+}
+
+type cleartextAuth struct{ secrets SecretSource }
+
+func (a cleartextAuth) Authenticate(ctx context.Context, c *Client) error {
+	if !c.Private() {
+		return &Error{
+			Severity: "FATAL", Code: codeBadAuthorization,
+			Message: "cleartext password authentication needs an encrypted connection",
+			Hint:    "Connect with sslmode=require.",
+		}
+	}
+	secret, err := lookup(ctx, a.secrets, c.User())
+	if err != nil {
+		return err
+	}
+	got, err := c.askPassword(authCleartext, nil)
+	if err != nil {
+		return err
+	}
+	if !secretMatches(secret, c.User(), string(got)) {
+		return badPassword(c.User())
+	}
+	return nil
+}
+
+// secretMatches compares a password with a secret of any form, in constant time. An empty password never matches.
+func secretMatches(secret Secret, user, password string) bool {
+	equal := func(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 && a != "" }
+	switch {
+	case password == "":
+		return false
+	case secret.isVerifier():
+		v, err := scram.ParseVerifier(secret.reveal())
+		if err != nil {
+			return false
+		}
+		got, err := scram.NewVerifier(password, v.Salt, v.Iterations)
+		return err == nil && subtle.ConstantTimeCompare(got.StoredKey, v.StoredKey) == 1
+	case secret.isMD5():
+		return equal(secret.reveal(), scram.MD5(user, password))
+	}
+	return equal(secret.reveal(), password)
+}

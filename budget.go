@@ -1,0 +1,153 @@
+package pgmoor
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// budget shares the limit on server connections among the pools of all keys. A token is taken before a dial and given
+// back when the socket is closed. A pool that finds no token left gets one from the pool with the most idle connections;
+// where none is idle, a pool with less than its fair share has the first claim on a connection of one with more.
+type budget struct {
+	limit int
+	// fair, while somebody has a claim, is the number of connections beyond which a pool must give one up.
+	fair atomic.Int32
+
+	mu     sync.Mutex // taken inside a pool's; takes none
+	used   int
+	pools  []*pool
+	claims []*pool // oldest first
+}
+
+// take takes a token for p. Where it does not, p is woken when a token is given back.
+func (b *budget) take(p *pool) bool {
+	b.mu.Lock()
+	free := b.limit - b.used
+	first := slices.Index(b.claims, p)
+	if free > len(b.claims) || first >= 0 && free > first {
+		b.used++
+		b.unclaimLocked(p)
+		b.mu.Unlock()
+		return true
+	}
+	pools := slices.Clone(b.pools)
+	b.mu.Unlock()
+	if free > 0 || b.evictFor(p, pools) {
+		return false
+	}
+	b.claim(p, pools)
+	return false
+}
+
+// evictFor makes the pool with the most idle connections give one up.
+func (b *budget) evictFor(p *pool, pools []*pool) bool {
+	richest, most := (*pool)(nil), 0
+	for _, o := range pools {
+		if n := o.spare(); n > most && o != p {
+			richest, most = o, n
+		}
+	}
+	return richest != nil && richest.evict()
+}
+
+// claim gives p a claim if it has less than its fair share.
+func (b *budget) claim(p *pool, pools []*pool) {
+	wanting := 0
+	for _, o := range pools {
+		if o.wanting() {
+			wanting++
+		}
+	}
+	fair := max(1, b.limit/max(1, wanting))
+	if p.size() >= fair {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !slices.Contains(b.claims, p) {
+		b.claims = append(b.claims, p)
+	}
+	b.fair.Store(int32(fair))
+}
+
+// unclaim gives p's claim up.
+func (b *budget) unclaim(p *pool) {
+	b.mu.Lock()
+	b.unclaimLocked(p)
+	b.mu.Unlock()
+}
+
+func (b *budget) unclaimLocked(p *pool) {
+	if i := slices.Index(b.claims, p); i >= 0 {
+		b.claims = slices.Delete(b.claims, i, i+1)
+	}
+	if len(b.claims) == 0 {
+		b.fair.Store(0)
+	}
+}
+
+// mustYield reports whether a pool with that many connections has to give up the one that has just come back. Each claim
+// costs one connection.
+func (b *budget) mustYield(servers int) bool {
+	f := b.fair.Load()
+	return f != 0 && servers > int(f) && b.fair.CompareAndSwap(f, 0)
+}
+
+// give gives a token back and wakes the pools that went without.
+func (b *budget) give() {
+	b.mu.Lock()
+	b.used--
+	pools := slices.Clone(b.pools)
+	b.mu.Unlock()
+	for _, p := range pools {
+		p.refill()
+	}
+}
+
+func (b *budget) add(p *pool) {
+	b.mu.Lock()
+	b.pools = append(b.pools, p)
+	b.mu.Unlock()
+}
+
+func (b *budget) remove(p *pool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.unclaimLocked(p)
+	if i := slices.Index(b.pools, p); i >= 0 {
+		b.pools = slices.Delete(b.pools, i, i+1)
+	}
+}
+
+// spare returns how many idle connections the pool has.
+func (p *pool) spare() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.idle)
+}
+
+// size returns how many connections the pool has.
+func (p *pool) size() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.servers
+}
+
+// wanting reports whether the pool uses connections or wants some.
+func (p *pool) wanting() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.servers > len(p.idle) || p.waiting > 0 || len(p.logins) > 0
+}
+
+// refill wakes the keeper of a pool for which the budget had nothing.
+func (p *pool) refill() {
+	p.mu.Lock()
+	starved := p.starved
+	p.starved = false
+	p.mu.Unlock()
+	if starved {
+		p.nudge()
+	}
+}

@@ -1,0 +1,65 @@
+package pgmoor
+
+import (
+	"context"
+	"crypto/subtle"
+	"encoding/binary"
+	"io"
+	"time"
+)
+
+// cancelLimit bounds one cancel request to a server.
+const cancelLimit = 10 * time.Second
+
+// cancelRequest carries out a client's cancel request (PostgreSQL documentation, "Canceling Requests in Progress"). The
+// key is one that the proxy gave out; nothing says whether it was right.
+func (p *Proxy) cancelRequest(pid uint32, key []byte) {
+	s := p.env.session(pid)
+	if s == nil || subtle.ConstantTimeCompare(s.secret, key) != 1 {
+		return
+	}
+	s.cancel()
+}
+
+// cancel cancels what the session's client waits for: the server's work, or a place in the queue.
+func (s *Session) cancel() {
+	s.mu.Lock()
+	sc := s.srv
+	if sc != nil && s.turn.Owed() {
+		s.pool.holdForCancel(sc)
+		s.mu.Unlock()
+		s.env.cancelBackend(sc)
+		return
+	}
+	waiting := s.waiting && sc == nil && s.pool.forget(s)
+	if waiting {
+		s.waitErr = errQueryCanceled
+	}
+	s.mu.Unlock()
+	if waiting {
+		s.interrupt()
+	}
+}
+
+// cancelBackend sends a cancel request for what sc runs and waits until the server has dealt with it. The caller has called
+// holdForCancel; afterwards sc may be lent to others again.
+func (e *env) cancelBackend(sc *server) {
+	defer sc.pool.cancelDone(sc)
+	ctx, stop := context.WithTimeout(context.Background(), cancelLimit)
+	defer stop()
+	conn, err := e.up.cfg.dialer().DialContext(ctx, sc.network, sc.address)
+	if err != nil {
+		e.log.Error("pgmoor: cancel request failed", "err", err)
+		return
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(cancelLimit))
+	m := binary.BigEndian.AppendUint32(nil, uint32(12+len(sc.secret)))
+	m = binary.BigEndian.AppendUint32(m, codeCancelRequest)
+	m = append(binary.BigEndian.AppendUint32(m, sc.pid), sc.secret...)
+	if _, err := conn.Write(m); err != nil {
+		return
+	}
+	e.count.cancels.Add(1)
+	_, _ = io.Copy(io.Discard, io.LimitReader(conn, 1024)) // until the server has sent its signal and hangs up
+}

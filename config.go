@@ -1,0 +1,216 @@
+package pgmoor
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"time"
+)
+
+// NoWait as Config.BorrowTimeout means that a client for which no server connection is idle gets the error at once. It
+// is what 0 means in RDS Proxy's ConnectionBorrowTimeout.
+const NoWait = time.Duration(-1)
+
+// Defaults and bounds of Config's fields.
+const (
+	DefaultMaxConnections   = 20
+	DefaultMaxOpening       = 4
+	DefaultBorrowTimeout    = 120 * time.Second
+	MaxBorrowTimeout        = 300 * time.Second
+	DefaultHandshakeTimeout = 60 * time.Second
+	DefaultMaxHandshakes    = 1000
+	DefaultConnectTimeout   = 30 * time.Second
+	DefaultIdleTimeout      = 5 * time.Minute
+)
+
+// Config says what a Proxy does. Only Upstream.Hosts is required. New copies it; what it points to must not be changed
+// afterwards.
+type Config struct {
+	// Upstream is where the server connections go.
+	Upstream Upstream
+
+	// Authenticator decides whether a network client may come in. If nil, clients are asked for SCRAM-SHA-256 with
+	// the passwords of Secrets; if Secrets is nil too, network clients are refused. Clients that come through
+	// DialContext are not asked.
+	Authenticator Authenticator
+
+	// Secrets gives the password of a user, for authenticating clients and for logging in to servers as that user. If
+	// nil, the proxy logs in without a password.
+	Secrets SecretSource
+
+	// TLS, if not nil, is offered to clients that ask for encryption, by SSLRequest or by direct TLS with the ALPN
+	// protocol "postgresql", which is added to a copy of it. The minimum version is TLS 1.2.
+	TLS *tls.Config
+
+	// RequireTLS refuses network clients that did not ask for encryption. Unix sockets and DialContext count as
+	// private. It needs TLS.
+	RequireTLS bool
+
+	// MaxConnections is the greatest number of server connections that are open or being opened at any moment, over
+	// all databases and users. Replication connections and cancel requests are not counted. If zero,
+	// DefaultMaxConnections.
+	MaxConnections int
+
+	// MaxOpening is the greatest number of logins to the servers that are under way at once, for each database
+	// and user. If zero, DefaultMaxOpening.
+	MaxOpening int
+
+	// BorrowTimeout is how long a request waits for a server connection before it fails with SQLSTATE 08000. It is
+	// RDS Proxy's ConnectionBorrowTimeout. If zero, DefaultBorrowTimeout; NoWait does not wait; at most
+	// MaxBorrowTimeout.
+	BorrowTimeout time.Duration
+
+	// IdleTimeout is how long a server connection may be idle before it is closed. If zero, DefaultIdleTimeout; if
+	// negative, there is no limit.
+	IdleTimeout time.Duration
+
+	// HandshakeTimeout bounds everything that happens before a client is logged in: TLS, startup, authentication. It
+	// is PostgreSQL's authentication_timeout. If zero, DefaultHandshakeTimeout.
+	HandshakeTimeout time.Duration
+
+	// MaxHandshakes is the greatest number of network clients that may be in the middle of logging in. Beyond it
+	// new connections wait in the listener's backlog. If zero, DefaultMaxHandshakes.
+	MaxHandshakes int
+
+	// Pinning decides which effects of a statement make a session keep its server connection. If nil,
+	// DefaultPinning.
+	Pinning PinningPolicy
+
+	// Logger receives what an operator wants to know. If nil, slog.Default.
+	Logger *slog.Logger
+
+	// plainIO keeps every connection on the ordinary path; tests compare the two.
+	plainIO bool
+	// rotate lends the least recently used idle connection instead of the most recently used one; tests use it to
+	// change the server connection at every boundary.
+	rotate bool
+}
+
+// Upstream describes the PostgreSQL servers and how they are reached. Nothing is taken from the PG* variables of the
+// environment, nor from password or service files.
+type Upstream struct {
+	// Hosts are the addresses to try, in order: "host:port", "host" (port 5432), or the directory of a Unix socket
+	// with or without the port ("/var/run/postgresql", "/var/run/postgresql:5433"). Required.
+	Hosts []string
+
+	// Dialer opens the network connections. If nil, a net.Dialer.
+	Dialer Dialer
+
+	// SSLMode is libpq's sslmode: "disable", "allow", "prefer", "require", "verify-ca" or "verify-full". If empty,
+	// "prefer". Unix sockets are never encrypted.
+	SSLMode string
+
+	// TLSConfig, if not nil, is the base of the TLS configuration, for its RootCAs, Certificates and the like;
+	// SSLMode decides what is verified.
+	TLSConfig *tls.Config
+
+	// ConnectTimeout bounds one login, from dialing to the first ReadyForQuery. If zero, DefaultConnectTimeout.
+	ConnectTimeout time.Duration
+}
+
+// Dialer opens network connections to servers. *net.Dialer is one. It is called from several goroutines at once; the
+// connections that it returns belong to the proxy, and their deadlines must work.
+type Dialer interface {
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// DialerFunc is a function that is a Dialer.
+type DialerFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+// DialContext calls f.
+func (f DialerFunc) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return f(ctx, network, address)
+}
+
+func (c *Config) validate() error {
+	if c.RequireTLS && c.TLS == nil {
+		return errors.New("pgmoor: Config.RequireTLS needs Config.TLS")
+	}
+	if c.BorrowTimeout > MaxBorrowTimeout || c.BorrowTimeout < 0 && c.BorrowTimeout != NoWait {
+		return fmt.Errorf("pgmoor: Config.BorrowTimeout is %v: it must be at most %v, or NoWait", c.BorrowTimeout, MaxBorrowTimeout)
+	}
+	for _, f := range []struct {
+		name string
+		v    int
+	}{
+		{"MaxConnections", c.MaxConnections},
+		{"MaxOpening", c.MaxOpening},
+		{"MaxHandshakes", c.MaxHandshakes},
+		{"HandshakeTimeout", int(c.HandshakeTimeout)},
+		{"Upstream.ConnectTimeout", int(c.Upstream.ConnectTimeout)},
+	} {
+		if f.v < 0 {
+			return fmt.Errorf("pgmoor: Config.%s must not be negative", f.name)
+		}
+	}
+	return c.Upstream.validate()
+}
+
+func (u *Upstream) validate() error {
+	if len(u.Hosts) == 0 {
+		return errors.New("pgmoor: Config.Upstream.Hosts is empty: name at least one server, as in \"db1:5432\"")
+	}
+	for _, h := range u.Hosts {
+		if _, _, err := splitHost(h); err != nil {
+			return fmt.Errorf("pgmoor: Config.Upstream.Hosts: %w", err)
+		}
+	}
+	if !slices.Contains([]string{"", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"}, u.SSLMode) {
+		return fmt.Errorf("pgmoor: Config.Upstream.SSLMode %q is not one of libpq's", u.SSLMode)
+	}
+	return nil
+}
+
+// orDefault returns v, or def where v is its type's zero value.
+func orDefault[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
+func (c *Config) maxConnections() int { return orDefault(c.MaxConnections, DefaultMaxConnections) }
+
+func (c *Config) maxOpening() int { return orDefault(c.MaxOpening, DefaultMaxOpening) }
+
+func (c *Config) maxHandshakes() int { return orDefault(c.MaxHandshakes, DefaultMaxHandshakes) }
+
+func (c *Config) borrowTimeout() time.Duration {
+	return orDefault(c.BorrowTimeout, DefaultBorrowTimeout)
+}
+
+func (c *Config) idleTimeout() time.Duration { return orDefault(c.IdleTimeout, DefaultIdleTimeout) }
+
+func (c *Config) handshakeTimeout() time.Duration {
+	return orDefault(c.HandshakeTimeout, DefaultHandshakeTimeout)
+}
+
+func (c *Config) pinning() PinningPolicy {
+	if c.Pinning == nil {
+		return DefaultPinning{}
+	}
+	return c.Pinning
+}
+
+func (c *Config) logger() *slog.Logger {
+	if c.Logger == nil {
+		return slog.Default()
+	}
+	return c.Logger
+}
+
+func (u *Upstream) connectTimeout() time.Duration {
+	return orDefault(u.ConnectTimeout, DefaultConnectTimeout)
+}
+
+func (u *Upstream) dialer() Dialer {
+	if u.Dialer == nil {
+		return &net.Dialer{}
+	}
+	return u.Dialer
+}

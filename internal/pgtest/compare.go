@@ -1,0 +1,185 @@
+package pgtest
+
+import (
+	"cmp"
+	"fmt"
+	"iter"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// A Target is where scripts are run. Its user logs in without a password.
+type Target struct {
+	Dial           DialFunc
+	User, Database string
+}
+
+func (t Target) options() Options { return Options{User: t.User, Database: t.Database} }
+
+// Target is the cluster's database app as the role app, on the Unix socket.
+func (c *Cluster) Target() Target { return Target{Dial: c.Dial, User: "app", Database: "app"} }
+
+// A Comparison runs scripts against a server and through a proxy before it. In both cases a second client interferes
+// where the scripts say so; its answers, too, must be those that the server itself gives.
+type Comparison struct {
+	Direct, Proxied Target
+	// Allow lists the accepted differences.
+	Allow []Difference
+	// Workers is how many scripts run side by side; 0 is 3.
+	Workers int
+	// Timeout bounds one run of a script; 0 is 30 s.
+	Timeout time.Duration
+}
+
+// Run compares the transcripts of all scripts. The first that differs fails the test with its name, the difference and
+// the shortest part of the script found to show it. It returns the number of scripts run.
+func (c Comparison) Run(t testing.TB, scripts iter.Seq[*Script]) int {
+	t.Helper()
+	r := &comparing{Comparison: c, scripts: make(chan *Script), failed: make(chan struct{})}
+	r.answers = &answers{target: c.Direct, known: map[interference]string{}}
+	var workers sync.WaitGroup
+	for range cmp.Or(c.Workers, 3) {
+		workers.Go(r.work)
+	}
+	n := r.feed(scripts)
+	workers.Wait()
+	if r.failure != nil {
+		t.Fatal(r.failure.report())
+	}
+	return n
+}
+
+// comparing is one run of a comparison.
+type comparing struct {
+	Comparison
+	answers *answers
+	scripts chan *Script
+
+	once    sync.Once // guards failure
+	failure *failure
+	failed  chan struct{} // closed once failure is set
+}
+
+// A failure is a script whose transcripts differ.
+type failure struct {
+	script  *Script
+	minimal *Script
+	what    string
+}
+
+func (f *failure) report() string {
+	return fmt.Sprintf("%s:\n%s\nminimal script:\n%s\nwhole script:\n%s", f.script.Name, f.what, f.minimal, f.script)
+}
+
+func (r *comparing) feed(scripts iter.Seq[*Script]) int {
+	defer close(r.scripts)
+	n := 0
+	for s := range scripts {
+		select {
+		case r.scripts <- s:
+			n++
+		case <-r.failed:
+			return n
+		}
+	}
+	return n
+}
+
+// work compares scripts until there are no more, or one has failed.
+func (r *comparing) work() {
+	p := r.newPair()
+	defer p.close()
+	for s := range r.scripts {
+		if what := p.compare(s, cmp.Or(r.Timeout, 30*time.Second)); what != "" {
+			r.fail(s, what)
+			return
+		}
+	}
+}
+
+func (r *comparing) fail(s *Script, what string) {
+	r.once.Do(func() {
+		r.failure = &failure{script: s, minimal: r.minimise(s), what: what}
+		close(r.failed)
+	})
+}
+
+// A pair runs scripts directly and through the proxy, one after the other, each with an interferer beside it.
+type pair struct {
+	allow           []Difference
+	direct, proxied *interferer
+}
+
+func (r *comparing) newPair() *pair {
+	return &pair{r.Allow, startInterferer(r.Direct, r.answers), startInterferer(r.Proxied, r.answers)}
+}
+
+func (p *pair) close() {
+	p.direct.close()
+	p.proxied.close()
+}
+
+// compare runs a script on both sides and says what differs, or "".
+func (p *pair) compare(s *Script, timeout time.Duration) string {
+	direct, err := p.direct.runBeside(s, timeout)
+	if err != nil {
+		return fmt.Sprintf("directly: %v\n%s", err, tail(direct))
+	}
+	proxied, err := p.proxied.runBeside(s, timeout)
+	if diff := Diff(direct, proxied, p.allow); diff != "" {
+		return diff + suffix(err)
+	}
+	if err != nil {
+		return suffix(err) + tail(proxied)
+	}
+	return ""
+}
+
+func suffix(err error) string {
+	if err == nil {
+		return ""
+	}
+	return "through the proxy: " + err.Error() + "\n"
+}
+
+func tail(t Transcript) string {
+	return describe(t, "", "")
+}
+
+// minimise drops lines from a failing script as long as it goes on failing, within a bounded number of attempts.
+func (r *comparing) minimise(s *Script) *Script {
+	const attempts, timeout = 80, time.Second
+	best, tried := s, 0
+	for size := len(s.lines) / 2; size >= 1; size /= 2 {
+		for at := 0; at < len(best.lines) && tried < attempts; {
+			tried++
+			shorter := best.without(at, at+size)
+			if r.stillFails(shorter, timeout) {
+				best = shorter
+			} else {
+				at += size
+			}
+		}
+	}
+	return best
+}
+
+// stillFails tells whether a shortened script makes sense directly and shows a difference. Its clients are new: those
+// of a failed comparison may be stuck.
+func (r *comparing) stillFails(s *Script, timeout time.Duration) bool {
+	p := r.newPair()
+	defer p.close()
+	what := p.compare(s, timeout)
+	return what != "" && !strings.HasPrefix(what, "directly: ")
+}
+
+// without is the script less the lines from at to end.
+func (s *Script) without(at, end int) *Script {
+	end = min(end, len(s.lines))
+	shorter := &Script{Name: s.Name}
+	shorter.lines = append(append(shorter.lines, s.lines[:at]...), s.lines[end:]...)
+	shorter.steps = append(append(shorter.steps, s.steps[:at]...), s.steps[end:]...)
+	return shorter
+}

@@ -1,0 +1,367 @@
+package pgtest
+
+import (
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"strconv"
+	"testing"
+)
+
+// fixture makes the tables that generated scripts use. Nobody reads pgtest_sink, so scripts may add rows to it at will.
+const fixture = `begin;
+select pg_advisory_xact_lock(4711);
+set local client_min_messages = warning;
+create table if not exists pgtest_rows as select i as id, repeat(chr(97 + i % 26), 40) as body from generate_series(1, 200) i;
+create table if not exists pgtest_sink (id int, body text);
+grant all on pgtest_rows, pgtest_sink to public;
+commit`
+
+// Fixture prepares the database app of a cluster for scripts: those that Generate makes and those under
+// testdata/session.
+func Fixture(t testing.TB, c *Cluster) {
+	t.Helper()
+	c.Exec(t, fixture)
+}
+
+// Random gives count generated scripts of about n messages each, from seed on.
+func Random(seed uint64, count, n int) iter.Seq[*Script] {
+	return func(yield func(*Script) bool) {
+		for i := range uint64(count) {
+			if !yield(Generate(seed+i, n)) {
+				return
+			}
+		}
+	}
+}
+
+// Generate makes a script of about n messages, valid ones and invalid ones, that depends on nothing but its arguments
+// and has the same answers whenever it is run against a database that Fixture has prepared.
+func Generate(seed uint64, n int) *Script {
+	g := &generator{Rand: rand.New(rand.NewPCG(seed, 0))}
+	for g.messages < n {
+		g.batch()
+	}
+	g.finish()
+	s, err := parseLines(g.lines)
+	if err != nil {
+		panic(fmt.Sprintf("pgtest: seed %d: %v", seed, err)) // the generator's own fault
+	}
+	s.Name = fmt.Sprintf("seed %d", seed)
+	return s
+}
+
+// A generator writes the lines of a script.
+type generator struct {
+	*rand.Rand
+	lines    []string
+	messages int
+}
+
+func (g *generator) emit(format string, v ...any) {
+	g.lines = append(g.lines, fmt.Sprintf(format, v...))
+	g.messages++
+}
+
+// control adds a line that is no message.
+func (g *generator) control(format string, v ...any) {
+	g.lines = append(g.lines, fmt.Sprintf(format, v...))
+}
+
+func (g *generator) chance(percent int) bool { return g.IntN(100) < percent }
+
+// pick returns one of the choices.
+func pick[T any](g *generator, choices []T) T { return choices[g.IntN(len(choices))] }
+
+// batch adds messages that are written together, and a wait.
+func (g *generator) batch() {
+	safe := true
+	if g.chance(3) {
+		g.control("chop %d", 1+g.IntN(7))
+	}
+	switch k := g.IntN(100); {
+	case k < 30:
+		for range 1 + g.IntN(3) {
+			g.emit("Query %q", g.sql())
+		}
+	case k < 65:
+		g.extended()
+		g.emit("Sync")
+	case k < 70:
+		g.functionCall()
+	case k < 80:
+		safe = false
+		g.copyBatch()
+	default:
+		safe = false
+		g.chaos()
+	}
+	g.pause(safe)
+}
+
+func (g *generator) pause(safe bool) {
+	if g.chance(15) {
+		g.interfere()
+	}
+	if safe {
+		g.control("wait")
+	} else {
+		g.control("settle")
+	}
+	if g.chance(25) {
+		g.interfere()
+	}
+}
+
+var interferences = []string{
+	`simple "select 'other'"`,
+	`simple "begin; select 1; commit"`,
+	`simple "select 1/0"`,
+	`simple "begin; set local work_mem = '7MB'; select current_setting('work_mem'); rollback"`,
+	`extended "select 'other' as a, 2 as b"`,
+	`extended "select body from pgtest_rows order by id limit 3"`,
+	`extended "broken"`,
+	`visit "set work_mem = '9MB'; set application_name = 'visitor'; create temp table pgtest_temp (z text)"`,
+	`visit "set search_path = nowhere; begin; select 1/0"`,
+	`visit "prepare q as select 'visitor'; declare c cursor with hold for select 'visitor'"`,
+}
+
+func (g *generator) interfere() { g.control("interfere %s", pick(g, interferences)) }
+
+// statements are run in the simple and in the extended protocol; those with parameters fail in the former.
+var statements = []string{
+	"select 1", "select 'a' as x, null as y, 2.5 as z", "select current_user, current_setting('work_mem')",
+	"select 1/0", "selec 1", "select * from pgtest_nowhere", "select 'x'::int", "", "  ", ";", "-- nothing",
+	"select id, body from pgtest_rows where id <= 20 order by id", "select repeat('y', 50000)",
+	"select i, repeat('z', 200) from generate_series(1, 100) i", "values (1, 'a'), (2, 'b')",
+	"select $1::int + 1", "select $1::text, $2::text", "select 10 / $1::int", "select repeat($1::text, 500)",
+	"select id from pgtest_rows where id <= $1::int order by id", "insert into pgtest_sink values ($1::int, $2::text)",
+	"select length($1)", "select id from pgtest_rows where body = $1 order by id limit 5",
+	"insert into pgtest_sink values (1, 'a'), (2, 'b')", "insert into pgtest_sink values (3, 'c') returning id, body",
+	"begin", "begin", "begin isolation level serializable", "start transaction read only", "commit", "commit", "end",
+	"rollback", "rollback", "abort", "savepoint a", "savepoint b", "rollback to a", "release a", "rollback to b",
+	"commit and chain", "rollback and chain", "set transaction isolation level repeatable read",
+	"set local work_mem = '5MB'", "show work_mem", "set local statement_timeout = '1h'",
+	"declare c cursor for select id from pgtest_rows order by id", "fetch 3 from c", "move 2 in c", "close c",
+	"do $$begin raise notice 'from do'; end$$", "do $$begin raise exception 'from do'; end$$",
+	"notify pgtest_channel, 'payload'", "lock table pgtest_rows in access share mode",
+	"drop table if exists pgtest_nowhere", "explain (costs off) select 1",
+	"select pg_advisory_xact_lock_shared(99)", "prepare transaction 'pgtest_never' extra",
+}
+
+// pinning are statements after which a pooler has to keep the server connection, or to carry state.
+var pinning = []string{
+	"set work_mem = '6MB'", "set application_name = 'generated'", "reset work_mem", "set datestyle = 'german, dmy'",
+	"create temp table pgtest_temp (a int, b text)", "insert into pgtest_temp values (1, 'one')",
+	"select a, b from pgtest_temp order by a, b", "drop table pgtest_temp", "prepare q as select 42",
+	"execute q", "deallocate q", "deallocate all", "discard all", "reset all", "discard temp",
+	"declare h cursor with hold for select id from pgtest_rows order by id", "fetch 2 from h", "close h", "close all",
+	"select set_config('work_mem', '8MB', false)", "set session characteristics as transaction read only",
+	"select pg_advisory_lock_shared(98)", "select pg_advisory_unlock_shared(98)", "select pg_advisory_unlock_all()",
+	"create temp table pgtest_temp on commit drop as select 1 as a, 'x' as b", "unlisten *",
+}
+
+func (g *generator) sql() string {
+	s := g.statement()
+	for g.chance(20) {
+		s += "; " + g.statement()
+	}
+	return s
+}
+
+func (g *generator) statement() string {
+	if g.chance(8) {
+		return pick(g, pinning)
+	}
+	return pick(g, statements)
+}
+
+func (g *generator) statementName() string {
+	return pick(g, []string{"", "", "", "", "", "", "", "", "", "", "", "s1", "s2"})
+}
+
+func (g *generator) portalName() string { return pick(g, []string{"", "", "", "", "p1"}) }
+
+// extended adds messages of the extended protocol, most of them in the usual order.
+func (g *generator) extended() {
+	for range 1 + g.IntN(4) {
+		if g.chance(75) {
+			g.usual()
+		} else {
+			g.anyExtended()
+		}
+		if g.chance(10) {
+			g.emit("Sync")
+		}
+	}
+}
+
+// usual adds Parse, Bind, Describe and Execute, each with a small chance of being left out.
+func (g *generator) usual() {
+	name, portal := g.statementName(), g.portalName()
+	sql := g.statement()
+	if !g.chance(5) {
+		g.emit("Parse %q %q", name, sql)
+	}
+	if g.chance(20) {
+		g.emit("Describe S %q", name)
+	}
+	if !g.chance(3) {
+		g.emit("Bind %q %q %s", portal, name, g.parameters(sql))
+	}
+	if g.chance(50) {
+		g.emit("Describe P %q", portal)
+	}
+	for range 1 + g.IntN(10)/8 {
+		g.emit("Execute %q %d", portal, pick(g, []int{0, 0, 0, 1, 3}))
+	}
+	if g.chance(10) {
+		g.emit("Close %s %q", pick(g, []string{"S", "P"}), pick(g, []string{name, portal}))
+	}
+}
+
+func (g *generator) anyExtended() {
+	switch g.IntN(8) {
+	case 0:
+		g.emit("Parse %q %q [%d]", g.statementName(), g.statement(), pick(g, []int{0, 23, 25, 999999}))
+	case 1:
+		g.emit("Bind %q %q %s", g.portalName(), pick(g, []string{"", "s1", "unknown"}), g.values(g.IntN(3)))
+	case 2:
+		g.emit("Describe %s %q", pick(g, []string{"S", "P", "S", "P", "X"}), pick(g, []string{"", "s1", "p1", "unknown"}))
+	case 3:
+		g.emit("Execute %q %d", pick(g, []string{"", "p1", "unknown"}), g.IntN(4))
+	case 4:
+		g.emit("Close %s %q", pick(g, []string{"S", "P", "S", "P", "X"}), pick(g, []string{"", "s1", "p1", "unknown"}))
+	case 5:
+		g.emit("Flush")
+	case 6:
+		g.stray()
+	case 7:
+		g.emit("Bind \"\" \"\" %s [7] [0, 1, 0]", g.values(1))
+	}
+}
+
+// stray adds a COPY message that mostly comes outside of a COPY.
+func (g *generator) stray() {
+	g.emit("%s", pick(g, []string{`CopyData "1\tstray\n"`, `CopyDone`, `CopyFail "stray"`}))
+}
+
+// parameters gives a statement what it needs, or at times something else.
+func (g *generator) parameters(sql string) string {
+	n := 0
+	for i := range sql {
+		if sql[i] == '$' && i+1 < len(sql) && sql[i+1] >= '1' && sql[i+1] <= '9' {
+			n = max(n, int(sql[i+1]-'0'))
+		}
+	}
+	if g.chance(5) {
+		n = g.IntN(4)
+	}
+	formats := ""
+	if g.chance(10) {
+		formats = " [] [1]"
+	}
+	return g.values(n) + formats
+}
+
+func (g *generator) values(n int) string {
+	list := "["
+	for i := range n {
+		if i > 0 {
+			list += ", "
+		}
+		list += pick(g, []string{`"5"`, `"1"`, `"17"`, `"0"`, `"word"`, "null", `"x"*` + strconv.Itoa(g.IntN(50000))})
+	}
+	return list + "]"
+}
+
+// functionCall calls int4pl, textlen, int4div by zero or a function that does not exist.
+func (g *generator) functionCall() {
+	g.emit("FunctionCall %s", pick(g, []string{
+		`177 ["2", "3"] [] 0`, `177 ["\x00\x00\x00\x02", "\x00\x00\x00\x03"] [1] 1`, `1257 ["text"] [0] 0`,
+		`154 ["1", "0"] [] 0`, `177 ["2"] [] 0`, `177 ["x", "y"] [] 0`, `4294967000 [] [] 0`, `1257 [null] [] 0`,
+	}))
+}
+
+// copyBatch adds a COPY in the simple or the extended protocol, with what may follow it. No statement that is a COPY
+// outlives the settling that must come next.
+func (g *generator) copyBatch() {
+	sql := pick(g, []string{
+		"copy pgtest_sink from stdin", "copy pgtest_sink from stdin", "copy pgtest_sink (id) from stdin with (format csv)",
+		"copy pgtest_rows to stdout", "copy (select repeat('c', 1000) from generate_series(1, 50)) to stdout",
+		"copy (select 1/(5 - i) from generate_series(1, 9) i) to stdout", "copy pgtest_nowhere from stdin",
+		"select 1; copy pgtest_sink from stdin; select 2", "copy pgtest_sink from stdin; copy pgtest_sink from stdin",
+	})
+	if g.chance(60) {
+		g.emit("Query %q", sql)
+	} else {
+		g.emit(`Parse "" %q`, sql)
+		g.emit(`Bind "" ""`)
+		g.emit(`Execute "" 0`)
+		if g.chance(50) {
+			g.emit("Sync")
+		}
+	}
+	for range g.IntN(5) {
+		g.emit("%s", pick(g, []string{
+			`CopyData "1\tone\n"`, `CopyData "2\ttwo\n3\tth"`, `CopyData "ree\n"`, `CopyData "bad\n"`, `CopyData ""`,
+			`CopyData "4\t` + `"`, `CopyData "5\tlong\n"*3000`, `CopyData "\\.\n"`, "Flush",
+		}))
+	}
+	if g.chance(80) {
+		g.emit("%s", pick(g, []string{"CopyDone", "CopyDone", `CopyFail "generated"`}))
+	}
+	if g.chance(40) {
+		g.emit("Sync")
+	}
+}
+
+// chaos adds messages in no order at all. A Query or FunctionCall in the middle of a COPY ends the connection, so there
+// is no COPY among them.
+func (g *generator) chaos() {
+	for range 1 + g.IntN(8) {
+		switch g.IntN(6) {
+		case 0:
+			g.emit("Query %q", g.sql())
+		case 1:
+			g.usual()
+		case 2:
+			g.emit("Sync")
+		case 3:
+			g.functionCall()
+		default:
+			g.anyExtended()
+		}
+	}
+}
+
+// finish at times ends the script with something that makes the server close the connection, or with bad contents.
+func (g *generator) finish() {
+	if g.chance(90) {
+		return
+	}
+	g.control("settle")
+	switch g.IntN(5) {
+	case 0:
+		g.emit("Raw 21 00 00 00 04")
+		g.control("wait EOF")
+	case 1:
+		g.emit("Query %q", "rollback")
+		g.control("wait")
+		g.emit("Query %q", "copy pgtest_rows to stdout; set transaction_read_only = off; copy pgtest_sink from stdin")
+		g.emit("CopyDone")
+	case 2:
+		g.emit("Terminate")
+		g.control("wait EOF")
+	case 3:
+		g.emit(`Parse "" "select 1"`)
+		g.emit(`Bind "" ""`)
+		g.emit("Terminate")
+		g.control("wait EOF")
+	case 4:
+		g.emit("Query %q", "begin")
+		g.control("wait")
+		g.emit("Terminate")
+		g.control("wait EOF")
+	}
+}

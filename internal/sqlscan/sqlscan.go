@@ -1,0 +1,164 @@
+// Package sqlscan reports which session state a text of SQL may touch.
+//
+// The scanner follows the lexical rules of PostgreSQL (src/backend/parser/scan.l, all supported versions) and knows as
+// much grammar as is needed to tell a statement that leaves something behind in the session from one that merely
+// mentions the words. It takes the text in pieces of any size, keeps no reference to them and takes no memory.
+//
+// Its error is one-sided: an effect that is not reported is not caused by any text that the server accepts, while an
+// effect that is reported may not occur. Not seen are effects hidden from the text: bodies of functions, of DO and of
+// procedures, and names computed at run time.
+//
+// The text has to be in an encoding in which a byte below 0x80 always is that ASCII character. This holds for UTF8 and
+// for whatever may be a server's encoding, not for the client-only encodings BIG5, GB18030, GBK, JOHAB, SHIFT_JIS_2004,
+// SJIS and UHC, where a backslash or a letter may be half of a character.
+package sqlscan
+
+import "strings"
+
+// Effect is a set of things that a text may do to the session. The zero value is a text that does none of them.
+type Effect uint32
+
+const (
+	// Setting is a parameter set or reset for the session: SET, RESET, SET ROLE, SET SESSION AUTHORIZATION, SET SESSION
+	// CHARACTERISTICS, and set_config unless its third argument is the literal true. SET LOCAL, SET TRANSACTION and SET
+	// CONSTRAINTS end with the transaction and are not reported.
+	Setting Effect = 1 << iota
+	// Listen is LISTEN or UNLISTEN.
+	Listen
+	// TempObject is a temporary object made, by CREATE TEMP or SELECT INTO TEMP, or any mention of a pg_temp schema.
+	TempObject
+	// HoldCursor is DECLARE CURSOR WITH HOLD.
+	HoldCursor
+	// AdvisoryLock is a function that takes a session-level advisory lock, or tries to.
+	AdvisoryLock
+	// Prepare is PREPARE, EXECUTE or DEALLOCATE, or EXECUTE within EXPLAIN or CREATE TABLE AS. PREPARE TRANSACTION is not
+	// one of them.
+	Prepare
+	// Load is LOAD.
+	Load
+	// Seed is the function setseed.
+	Seed
+	// Sequence is one of the functions nextval, setval, currval and lastval.
+	Sequence
+	// Foreign is a function that keeps state in the session which cannot be looked up: those of dblink, replication
+	// origins and slots, and backups.
+	Foreign
+	// PrepView is a reading of pg_prepared_statements or pg_cursors, or of the function below one of them.
+	PrepView
+	// Discard is DISCARD.
+	Discard
+	// TxnEnd is a statement that can end a transaction block or concludes a prepared transaction.
+	TxnEnd
+	// TxnBegin is BEGIN or START TRANSACTION, or AND CHAIN at the end of a transaction.
+	TxnBegin
+	// Call is CALL or DO, the statements that run code which may commit.
+	Call
+	// Unsure says that the text could not be followed to its end, so that any other effect may be missing: it has a zero
+	// byte, an identifier with Unicode escapes or a dollar quote with an overlong tag, or it ends within a token.
+	Unsure
+)
+
+var effectNames = [...]string{
+	"Setting", "Listen", "TempObject", "HoldCursor", "AdvisoryLock", "Prepare", "Load", "Seed", "Sequence", "Foreign",
+	"PrepView", "Discard", "TxnEnd", "TxnBegin", "Call", "Unsure",
+}
+
+// String returns the names of the effects joined by "|", or "none".
+func (e Effect) String() string {
+	if e == 0 {
+		return "none"
+	}
+	var names []string
+	for i, name := range effectNames {
+		if e&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, "|")
+}
+
+// Verb says what a statement is, as far as it matters to the state of a transaction.
+type Verb uint8
+
+const (
+	// VerbNone is no statement: the text is empty or has nothing but blanks, comments and semicolons.
+	VerbNone Verb = iota
+	// VerbOther is any statement that is none of the following.
+	VerbOther
+	// VerbBegin is BEGIN or START TRANSACTION.
+	VerbBegin
+	// VerbCommit is COMMIT or END.
+	VerbCommit
+	// VerbRollback is ROLLBACK or ABORT.
+	VerbRollback
+	// VerbRollbackTo is ROLLBACK TO a savepoint.
+	VerbRollbackTo
+	// VerbSavepoint is SAVEPOINT.
+	VerbSavepoint
+	// VerbRelease is RELEASE of a savepoint.
+	VerbRelease
+	// VerbPrepareTransaction is PREPARE TRANSACTION.
+	VerbPrepareTransaction
+	// VerbCommitPrepared is COMMIT PREPARED.
+	VerbCommitPrepared
+	// VerbRollbackPrepared is ROLLBACK PREPARED.
+	VerbRollbackPrepared
+)
+
+// Scanner scans one text. The zero value is ready for a text whose plain strings know no backslash escapes
+// (standard_conforming_strings on, the default of the server). It holds no pointers and may be copied.
+type Scanner struct {
+	effects Effect
+	count   int32 // statements that are not empty, up to the current one
+	depth   int32 // open parentheses
+	nested  int32 // block comments around the current one
+	cfgOpen int32 // depth of the arguments of the set_config that is being followed
+
+	state     state
+	kind      quoteKind
+	gapLine   bool // the blanks behind a string literal have had a newline
+	backslash bool // backslash escapes in plain strings, too
+
+	open  bool // the current statement has at least one token
+	lead  word // its first word
+	prev  word // the word directly before, if the last token was one
+	step  step
+	cfg   config
+	verb  Verb
+	first Verb
+
+	matched uint8 // bytes of the tag that were seen in what may be the closing dollar quote
+	length  uint8 // of what is in buf; bufSize+1 when it did not fit
+	buf     [bufSize]byte
+}
+
+// bufSize bounds the words and the tags of dollar quotes that are kept whole. No identifier is longer than 63 bytes.
+const bufSize = 64
+
+// Classify returns the effects of a text that is at hand in one piece.
+func Classify(text []byte, standardConformingStrings bool) Effect {
+	var s Scanner
+	s.Reset(standardConformingStrings)
+	s.Feed(text)
+	return s.Finish()
+}
+
+// Reset makes the scanner ready for another text. standardConformingStrings is the setting of that name in the session
+// that will run the text. The server reads a whole text by the setting in force when the text arrives.
+func (s *Scanner) Reset(standardConformingStrings bool) {
+	*s = Scanner{backslash: !standardConformingStrings}
+}
+
+// Finish ends the text and returns its effects. The scanner has to be Reset before the next Feed.
+func (s *Scanner) Finish() Effect {
+	s.endText()
+	s.endStatement()
+	return s.effects
+}
+
+// Statements returns the number of statements in the text that are not empty. Bodies of the form BEGIN ATOMIC ... END
+// count as several. It is valid after Finish.
+func (s *Scanner) Statements() int { return int(s.count) }
+
+// Verb returns the verb of the first statement that is not empty. It is valid after Finish.
+func (s *Scanner) Verb() Verb { return s.first }

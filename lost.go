@@ -1,0 +1,83 @@
+package pgmoor
+
+import (
+	"fmt"
+	"runtime/debug"
+)
+
+// serverLost is called on the goroutine of sc, the server connection that the session held, which has ended. What the
+// client is told is written by the session's own goroutine.
+func (s *Session) serverLost(sc *server) {
+	s.mu.Lock()
+	if s.srv != sc || s.gone {
+		s.dropLocked(sc)
+		s.mu.Unlock()
+		return
+	}
+	partial := sc.body > 0 // in the middle of a message: nothing can be said any more
+	l := s.lossLocked(sc)
+	s.dropLocked(sc)
+	s.finish, s.finishing, s.big = false, false, nil
+	if s.resume {
+		s.resume, s.sending, s.unsent = false, false, nil
+	}
+	switch {
+	case partial || sc.fatal:
+		s.axed, s.closing = true, nil
+	case s.pins != 0:
+		s.axed, s.closing = true, lostPinned(s.pinned.name())
+	default:
+		s.lostErr = l
+	}
+	s.body = 0
+	s.mu.Unlock()
+	s.env.log.Warn("pgmoor: server connection lost under a client", s.logAttrs(sc)...)
+	s.interrupt()
+}
+
+// lossLocked says what the loss of sc means (architecture, invariant 6) and forgets what was owed.
+func (s *Session) lossLocked(sc *server) *lostErr {
+	l := &lostErr{body: s.body, skip: s.turn.Skipping() && s.turn.Ready() == 0}
+	status, risk := s.turn.Status(), s.risk
+	l.ready, l.cut = s.turn.Abandon()
+	l.block = status != 'I'
+	switch {
+	case risk && (l.ready > 0 || l.cut):
+		l.err = errLostUnknown
+		l.block = false
+	case l.block:
+		l.err = errLostInTransaction
+	case l.ready > 0:
+		l.err = errLostUnknown
+	default:
+		l.err = errLost
+	}
+	s.risk = false
+	return l
+}
+
+// recover ends a session in which something panicked; its connections are closed, nobody else notices.
+func (s *Session) recover(err *error) {
+	if r := recover(); r != nil {
+		s.env.log.Error("pgmoor: panic in a session", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+		*err = fmt.Errorf("pgmoor: panic: %v", r)
+	}
+}
+
+// recover ends a server connection whose goroutine panicked, and the session that held it.
+func (sc *server) recover() {
+	r := recover()
+	if r == nil {
+		return
+	}
+	sc.pool.env.log.Error("pgmoor: panic on a server connection", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+	sc.killed.Store(true)
+	if s := sc.sess.Load(); s != nil {
+		s.end(nil)
+	}
+	if sc.res == nil {
+		_ = sc.link.Conn().Close()
+		return
+	}
+	sc.pool.lost(sc)
+}

@@ -1,0 +1,39 @@
+package pgmoor
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// Stats is a snapshot of what a Proxy does and has done. Counters start at zero with the Proxy.
+type Stats struct {
+	Clients     int // clients that are logged in
+	Handshaking int // network clients that are logging in
+	Waiting     int // clients that wait for a server connection
+	// OldestWait is how long the one that waits longest has waited.
+	OldestWait time.Duration
+
+	Servers     int // pooled server connections, open or being opened
+	ServersIdle int // of those, how many nobody uses
+	Pinned      int // clients that keep their server connection
+	// PinnedBy counts the pinned clients by the first reason for which each was pinned.
+	PinnedBy map[string]int
+	// PinsTotal counts by reason how often a client was pinned.
+	PinsTotal map[string]int64
+
+	Transactions   int64 // times that a server connection was given back by a client
+	ClientsTotal   int64 // clients that ever logged in
+	ServersOpened  int64
+	ServersClosed  int64
+	BorrowTimeouts int64
+	Cancels        int64 // cancel requests that were forwarded to a server
+	LoginFailures  int64 // network clients that did not get in
+	OpenFailures   int64 // logins to servers that failed
+}
+
+// counters are the parts of Stats that are counted where they happen, outside of any transaction.
+type counters struct {
+	clients, servers, serversClosed       atomic.Int64
+	borrowTimeouts, cancels               atomic.Int64
+	loginFailures, openFailures, recycled atomic.Int64
+}

@@ -1,0 +1,621 @@
+package pgmoor
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pgmoor/pgmoor/internal/memconn"
+	"github.com/pgmoor/pgmoor/internal/wire"
+)
+
+// timedOut is RDS Proxy's text for a borrow that took too long.
+const timedOut = "timed out waiting to acquire a database connection"
+
+// firstPid is where the process ids of cancel keys begin: no PostgreSQL backend has one as great.
+const firstPid = 1 << 22
+
+// sweepInterval is how often recently active clients are looked at for an end of stream that came unnoticed, and pools
+// without clients are closed.
+const sweepInterval = time.Second
+
+// Proxy is a pooler between the clients of its listeners and PostgreSQL servers. It is itself a net.Listener. Its methods
+// may be called from any goroutine.
+type Proxy struct {
+	cfg  Config
+	env  *env
+	auth Authenticator
+	tls  *tls.Config
+
+	ready chan *Session // clients that have logged in
+	slots chan struct{} // bounds the handshakes of network clients
+	done  chan struct{} // closed by Close
+	ctx   context.Context
+	stop  context.CancelFunc
+
+	startOnce, closeOnce sync.Once
+	wg                   sync.WaitGroup // accept loops, handshakes, the sweeper
+	sessions             sync.WaitGroup // sessions that Serve runs
+
+	mu        sync.Mutex
+	listeners []net.Listener
+	pools     map[poolKey]*pool
+	budget    *budget
+	shaking   map[net.Conn]struct{} // connections in the middle of a handshake
+	started   bool
+	draining  bool
+	closed    bool
+	retired   int64 // transactions of pools that are gone
+}
+
+var _ net.Listener = (*Proxy)(nil)
+
+// env is what sessions and pools share.
+type env struct {
+	cfg    *Config
+	up     *upstream
+	log    *slog.Logger
+	policy PinningPolicy
+	rotate bool
+	count  counters
+
+	ids, statementIDs atomic.Uint64
+
+	mu        sync.Mutex
+	byPid     map[uint32]*Session
+	lastPid   uint32
+	empty     chan struct{} // closed when no session is left; nil until someone asks
+	pinnedNow [numEffects]int
+	pinsTotal [numEffects]int64
+}
+
+func (e *env) now() time.Time { return time.Now() }
+
+// New returns a Proxy for the clients of l. It starts nothing: clients are accepted from the first call of Accept or Serve
+// on. The Proxy owns l. l may be nil where all clients come through AddListener and DialContext.
+func New(l net.Listener, cfg Config) (*Proxy, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	up, err := newUpstream(cfg.Upstream, cfg.Secrets)
+	if err != nil {
+		return nil, err
+	}
+	p := &Proxy{
+		cfg: cfg, auth: cfg.Authenticator, tls: serverTLS(cfg.TLS),
+		ready: make(chan *Session), slots: make(chan struct{}, cfg.maxHandshakes()), done: make(chan struct{}),
+		pools: make(map[poolKey]*pool), shaking: make(map[net.Conn]struct{}),
+		budget: &budget{limit: cfg.maxConnections()},
+	}
+	p.env = &env{
+		cfg: &p.cfg, up: up, log: cfg.logger(), policy: cfg.pinning(), rotate: cfg.rotate,
+		byPid: make(map[uint32]*Session), lastPid: firstPid,
+	}
+	if p.auth == nil {
+		p.auth = AuthenticatorFunc(refuseAll)
+		if cfg.Secrets != nil {
+			p.auth = SCRAM(cfg.Secrets)
+		}
+	}
+	p.ctx, p.stop = context.WithCancel(context.Background())
+	if l != nil {
+		p.listeners = []net.Listener{l}
+	}
+	return p, nil
+}
+
+// serverTLS returns a copy of cfg with PostgreSQL's ALPN protocol and TLS 1.2 as the least version.
+func serverTLS(cfg *tls.Config) *tls.Config {
+	if cfg == nil {
+		return nil
+	}
+	c := cfg.Clone()
+	c.MinVersion = max(c.MinVersion, tls.VersionTLS12)
+	if !slices.Contains(c.NextProtos, alpn) {
+		c.NextProtos = append(slices.Clone(c.NextProtos), alpn)
+	}
+	return c
+}
+
+// Addr returns the address of the first listener, or an in-process address where there is none.
+func (p *Proxy) Addr() net.Addr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.listeners) == 0 {
+		return inProcess{}
+	}
+	return p.listeners[0].Addr()
+}
+
+type inProcess struct{}
+
+func (inProcess) Network() string { return "mem" }
+func (inProcess) String() string  { return "in-process" }
+
+// AddListener accepts clients from l too, on the same pools. The Proxy owns l.
+func (p *Proxy) AddListener(l net.Listener) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.draining {
+		_ = l.Close()
+		return ErrProxyClosed
+	}
+	p.listeners = append(p.listeners, l)
+	if p.started {
+		p.wg.Add(1)
+		go p.accept(l)
+	}
+	return nil
+}
+
+// start starts the accept loops and the sweeper.
+func (p *Proxy) start() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.started || p.closed {
+		return
+	}
+	p.started = true
+	for _, l := range p.listeners {
+		p.wg.Add(1)
+		go p.accept(l)
+	}
+	p.wg.Add(1)
+	go p.sweep()
+}
+
+// accept is the accept loop of one listener.
+func (p *Proxy) accept(l net.Listener) {
+	defer p.wg.Done()
+	for delay := time.Duration(0); ; {
+		select {
+		case p.slots <- struct{}{}:
+		case <-p.done:
+			return
+		}
+		conn, err := l.Accept()
+		if err == nil {
+			delay = 0
+			p.wg.Add(1)
+			go p.welcome(conn, false)
+			continue
+		}
+		<-p.slots
+		if p.isClosing() || errors.Is(err, net.ErrClosed) {
+			return
+		}
+		delay = min(max(2*delay, 5*time.Millisecond), time.Second)
+		p.env.log.Error("pgmoor: accept failed", "err", err, "retry", delay)
+		select {
+		case <-time.After(delay):
+		case <-p.done:
+			return
+		}
+	}
+}
+
+func (p *Proxy) isClosing() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closed || p.draining
+}
+
+// DialContext connects a client in the same process: it is a pgconn.DialFunc, whose network and address do not matter. The
+// client is not asked for a password and is who its startup packet says. Accept or Serve must be running.
+func (p *Proxy) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	client, conn := memconn.Pipe()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.draining {
+		_ = client.Close()
+		_ = conn.Close()
+		return nil, ErrProxyClosed
+	}
+	p.wg.Add(1)
+	go p.welcome(conn, true)
+	return client, nil
+}
+
+// welcome is the goroutine of a handshake.
+func (p *Proxy) welcome(conn net.Conn, local bool) {
+	defer p.wg.Done()
+	if !local {
+		defer func() { <-p.slots }()
+	}
+	if !p.shake(conn) {
+		_ = conn.Close()
+		return
+	}
+	c := &Client{conn: conn, local: local}
+	s, err := p.login(c)
+	p.unshake(conn)
+	if err != nil {
+		p.refused(c, err)
+		return
+	}
+	select {
+	case p.ready <- s:
+	case <-p.done:
+		_ = s.Close()
+	}
+}
+
+// shake remembers a connection so that Close can end its handshake.
+func (p *Proxy) shake(conn net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
+	}
+	p.shaking[conn] = struct{}{}
+	return true
+}
+
+func (p *Proxy) unshake(conn net.Conn) {
+	p.mu.Lock()
+	delete(p.shaking, conn)
+	p.mu.Unlock()
+}
+
+// refused tells a client why it does not get in, and closes its connection.
+func (p *Proxy) refused(c *Client, err error) {
+	defer c.conn.Close()
+	if errors.Is(err, errCancelDone) {
+		return
+	}
+	p.env.count.loginFailures.Add(1)
+	p.env.log.Info("pgmoor: client refused", "client", c.RemoteAddr().String(), "user", c.user, "database", c.database, "err", err)
+	var ne net.Error
+	if errors.As(err, &ne) && !ne.Timeout() || c.user == "" && !isOwn(err) {
+		return // the connection is broken, or nothing was heard on it
+	}
+	e := asError(err)
+	if ne != nil {
+		e = fatalf(codeProtocolViolation, "canceling authentication due to timeout")
+	}
+	e.Severity = "FATAL"
+	c.fail(e)
+}
+
+func isOwn(err error) bool {
+	var e *Error
+	return errors.As(err, &e)
+}
+
+// login takes a connection through everything up to its first ReadyForQuery: encryption, startup packet, authentication,
+// and a look at the server.
+func (p *Proxy) login(c *Client) (*Session, error) {
+	limit := p.cfg.handshakeTimeout()
+	ctx, cancel := context.WithTimeout(p.ctx, limit)
+	defer cancel()
+	if err := c.conn.SetDeadline(time.Now().Add(limit)); err != nil {
+		return nil, err
+	}
+	if err := c.negotiate(ctx, startupConfig{tls: p.tls, cancel: p.cancelRequest}); err != nil {
+		return nil, err
+	}
+	out := c.answerVersion(nil)
+	if err := c.send(out); len(out) > 0 && err != nil {
+		return nil, err
+	}
+	if err := p.authenticate(ctx, c); err != nil {
+		return nil, err
+	}
+	return p.open(c)
+}
+
+func (p *Proxy) authenticate(ctx context.Context, c *Client) error {
+	if c.local {
+		return nil
+	}
+	if p.cfg.RequireTLS && !c.Private() {
+		return fatalf(codeBadAuthorization, "the proxy accepts encrypted connections only")
+	}
+	err := p.auth.Authenticate(ctx, c)
+	var own *Error
+	var ne net.Error
+	if err == nil || errors.As(err, &own) || errors.As(err, &ne) {
+		return err
+	}
+	p.env.log.Error("pgmoor: authentication failed", "user", c.user, "err", err)
+	return badPassword(c.user)
+}
+
+// open makes the session of an authenticated client.
+func (p *Proxy) open(c *Client) (*Session, error) {
+	pl, err := p.pool(poolKey{database: c.database, user: c.user, params: string(c.params)})
+	if err != nil {
+		return nil, err
+	}
+	s := newSession(p.env, c, pl)
+	wait := p.cfg.borrowTimeout()
+	if wait == NoWait {
+		wait = p.cfg.Upstream.connectTimeout()
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, wait)
+	defer cancel()
+	statuses, err := s.firstStatuses(ctx)
+	if err == nil {
+		err = p.greet(s, statuses)
+	}
+	if err != nil {
+		if s.srv != nil {
+			s.srv.kill()
+		}
+		pl.unref()
+		return nil, err
+	}
+	return s, nil
+}
+
+// greet registers the session and sends everything up to ReadyForQuery.
+func (p *Proxy) greet(s *Session, statuses []byte) error {
+	s.secret = randomBytes(s.client.keyLen())
+	p.env.register(s)
+	out := request(nil, authOK, nil)
+	out = append(out, statuses...)
+	out = wire.AppendHeader(out, wire.BackendKeyData, 4+len(s.secret))
+	out = append(binary.BigEndian.AppendUint32(out, s.pid), s.secret...)
+	out = wire.AppendReady(out, 'I')
+	_ = s.client.conn.SetDeadline(time.Now().Add(p.cfg.handshakeTimeout()))
+	err := s.client.send(out)
+	if err == nil {
+		err = s.client.conn.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		p.env.unregister(s)
+		return err
+	}
+	if p.isClosing() {
+		s.drain(errShutdown)
+	}
+	return nil
+}
+
+// firstStatuses returns the ParameterStatus messages for the session. A replication client gets a connection of its own
+// for that.
+func (s *Session) firstStatuses(ctx context.Context) ([]byte, error) {
+	var st []byte
+	var err error
+	if s.client.replicates() {
+		st, err = s.openReplication(ctx)
+	} else {
+		st, err = s.pool.statuses(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.strings = statusMap(st)["standard_conforming_strings"] != "off"
+	return st, nil
+}
+
+func (s *Session) openReplication(ctx context.Context) ([]byte, error) {
+	li, err := s.env.up.open(ctx, &s.pool.key)
+	if err != nil {
+		return nil, err
+	}
+	sc := newServer(li, s.pool)
+	s.mu.Lock()
+	s.holdLocked(sc)
+	s.pin(EffectReplication)
+	s.mu.Unlock()
+	s.pool.wg.Add(1)
+	go sc.serve()
+	return li.statuses, nil
+}
+
+// pool returns the pool of key with one more session counted.
+func (p *Proxy) pool(key poolKey) (*pool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, ErrProxyClosed
+	}
+	pl := p.pools[key]
+	if pl == nil {
+		var err error
+		if pl, err = newPool(key, p.env.up, p.env, p.budget); err != nil {
+			return nil, err
+		}
+		p.pools[key] = pl
+		p.budget.add(pl)
+	}
+	pl.mu.Lock()
+	pl.refs++
+	pl.mu.Unlock()
+	return pl, nil
+}
+
+func (p *pool) unref() {
+	p.mu.Lock()
+	p.refs--
+	p.mu.Unlock()
+}
+
+// Accept returns the next client that has logged in, as a *Session. Handshakes run side by side: a slow client does not
+// hold up Accept. The caller calls the session's Serve, or takes the client over, or closes it.
+func (p *Proxy) Accept() (net.Conn, error) {
+	s, err := p.acceptSession()
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (p *Proxy) acceptSession() (*Session, error) {
+	p.start()
+	select {
+	case s := <-p.ready:
+		return s, nil
+	case <-p.done:
+		return nil, ErrProxyClosed
+	}
+}
+
+// Serve accepts clients and serves each until it leaves. It returns ErrProxyClosed after Shutdown or Close. When ctx ends,
+// Serve calls Close.
+func (p *Proxy) Serve(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, p.closeNow)
+	defer stop()
+	for {
+		s, err := p.acceptSession()
+		if err != nil {
+			if ctx.Err() != nil {
+				p.closeNow()
+			}
+			return err
+		}
+		if !p.launch(s) {
+			_ = s.Close()
+		}
+	}
+}
+
+// launch starts serving s, unless the proxy is closed.
+func (p *Proxy) launch(s *Session) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
+	}
+	p.sessions.Add(1)
+	go p.run(s)
+	return true
+}
+
+// run is the goroutine of a session. It is a fresh one: a handshake's has a large stack.
+func (p *Proxy) run(s *Session) {
+	defer p.sessions.Done()
+	if err := s.Serve(p.ctx); err != nil {
+		p.env.log.Debug("pgmoor: client gone", "client", s.RemoteAddr().String(), "err", err)
+	}
+}
+
+func (p *Proxy) closeNow() { _ = p.Close() }
+
+// Close ends everything at once: listeners, handshakes, sessions in the middle of whatever they do, and server connections.
+// When it returns no goroutine of the Proxy is left, save those of sessions that the application serves itself
+// and has not ended.
+func (p *Proxy) Close() error {
+	p.mu.Lock()
+	first := !p.closed
+	p.closed = true
+	if first {
+		close(p.done)
+	}
+	listeners := p.listeners
+	for c := range p.shaking {
+		_ = c.SetDeadline(time.Unix(1, 0))
+	}
+	p.mu.Unlock()
+	var err error
+	for _, l := range listeners {
+		if e := l.Close(); e != nil && !errors.Is(e, net.ErrClosed) && first {
+			err = e
+		}
+	}
+	p.stop()
+	for _, s := range p.env.all() {
+		_ = s.finishNow()
+	}
+	p.wg.Wait()
+	p.sessions.Wait()
+	p.closePools()
+	return err
+}
+
+func (p *Proxy) closePools() {
+	p.mu.Lock()
+	pools := make([]*pool, 0, len(p.pools))
+	for k, pl := range p.pools {
+		pools = append(pools, pl)
+		delete(p.pools, k)
+	}
+	p.mu.Unlock()
+	for _, pl := range pools {
+		pl.close()
+		p.budget.remove(pl)
+	}
+}
+
+// Shutdown stops accepting clients, ends every session at its next transaction boundary with SQLSTATE 57P01, and then
+// closes the Proxy. A session that holds state of its own on a server ends when it is idle and in no transaction. If ctx
+// ends first, Shutdown returns its error and leaves the rest to Close.
+func (p *Proxy) Shutdown(ctx context.Context) error {
+	p.mu.Lock()
+	p.draining = true
+	listeners := p.listeners
+	p.mu.Unlock()
+	for _, l := range listeners {
+		_ = l.Close()
+	}
+	empty := p.env.whenEmpty()
+	for _, s := range p.env.all() {
+		s.drain(errShutdown)
+	}
+	select {
+	case <-empty:
+		return p.Close()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// sweep is the sweeper's goroutine.
+func (p *Proxy) sweep() {
+	defer p.wg.Done()
+	t := time.NewTicker(sweepInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-p.done:
+			return
+		case <-t.C:
+		}
+		for _, s := range p.env.all() {
+			s.sweep()
+		}
+		p.closeUnused()
+	}
+}
+
+// sweep looks for the end of stream of a client that came under one edge with its last request.
+func (s *Session) sweep() {
+	s.mu.Lock()
+	look := s.fed && s.served
+	s.fed = false
+	s.mu.Unlock()
+	if look && s.link.Gone() {
+		s.link.Interrupt()
+	}
+}
+
+// closeUnused closes the pools that have neither clients nor connections.
+func (p *Proxy) closeUnused() {
+	var unused []*pool
+	p.mu.Lock()
+	for k, pl := range p.pools {
+		pl.mu.Lock()
+		if pl.refs == 0 && pl.servers == 0 && pl.opening == 0 {
+			unused = append(unused, pl)
+			p.retired += pl.lent
+			delete(p.pools, k)
+		}
+		pl.mu.Unlock()
+	}
+	p.mu.Unlock()
+	for _, pl := range unused {
+		p.budget.remove(pl)
+		pl.close()
+	}
+}

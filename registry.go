@@ -1,0 +1,195 @@
+package pgmoor
+
+import (
+	"fmt"
+	"log/slog"
+	"math/bits"
+	"time"
+)
+
+// register gives the session its process id, by which cancel requests find it, and counts it.
+func (e *env) register(s *Session) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for {
+		e.lastPid++
+		if e.lastPid > 1<<31-1 {
+			e.lastPid = firstPid
+		}
+		if e.byPid[e.lastPid] == nil {
+			break
+		}
+	}
+	s.pid = e.lastPid
+	e.byPid[s.pid] = s
+	e.count.clients.Add(1)
+}
+
+// unregister undoes register.
+func (e *env) unregister(s *Session) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.byPid[s.pid] != s {
+		return
+	}
+	delete(e.byPid, s.pid)
+	if len(e.byPid) == 0 && e.empty != nil {
+		close(e.empty)
+		e.empty = nil
+	}
+}
+
+// forget takes a session that is over out of the books.
+func (e *env) forget(s *Session) {
+	if s.pinned != 0 {
+		e.mu.Lock()
+		e.pinnedNow[bits.TrailingZeros32(uint32(s.pinned))]--
+		e.mu.Unlock()
+	}
+	e.unregister(s)
+	s.pool.unref()
+}
+
+func (e *env) session(pid uint32) *Session {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.byPid[pid]
+}
+
+func (e *env) all() []*Session {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := make([]*Session, 0, len(e.byPid))
+	for _, s := range e.byPid {
+		out = append(out, s)
+	}
+	return out
+}
+
+// whenEmpty returns a channel that is closed when no session is left.
+func (e *env) whenEmpty() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.byPid) == 0 {
+		c := make(chan struct{})
+		close(c)
+		return c
+	}
+	if e.empty == nil {
+		e.empty = make(chan struct{})
+	}
+	return e.empty
+}
+
+// pin makes the session keep its server connection. The caller holds mu.
+func (s *Session) pin(e Effects) {
+	e &^= s.pins
+	if e == 0 {
+		return
+	}
+	first := s.pins == 0
+	s.pins |= e
+	if !first {
+		return
+	}
+	s.pinned = e & -e
+	i := bits.TrailingZeros32(uint32(s.pinned))
+	s.env.mu.Lock()
+	s.env.pinnedNow[i]++
+	s.env.pinsTotal[i]++
+	s.env.mu.Unlock()
+	s.env.log.Debug("pgmoor: session pinned", append(s.logAttrs(s.srv), slog.String("reason", s.pinned.name()))...)
+}
+
+// logAttrs says who a log line is about.
+func (s *Session) logAttrs(sc *server) []any {
+	out := []any{
+		slog.Uint64("session", s.id), slog.String("client", fmt.Sprint(s.client.RemoteAddr())),
+		slog.String("user", s.client.user), slog.String("database", s.client.database),
+	}
+	if sc != nil {
+		out = append(out, slog.Uint64("backend", uint64(sc.pid)))
+	}
+	return out
+}
+
+// finishNow ends a session whether it is served or not.
+func (s *Session) finishNow() error {
+	s.mu.Lock()
+	served := s.served
+	s.mu.Unlock()
+	if served {
+		s.end(errShutdown)
+		return nil
+	}
+	return s.Close()
+}
+
+// Stats returns a snapshot. It takes the pools' locks one after the other, each for a moment.
+func (p *Proxy) Stats() Stats {
+	c := &p.env.count
+	st := Stats{
+		ClientsTotal: c.clients.Load(), ServersOpened: c.servers.Load(), ServersClosed: c.serversClosed.Load(),
+		BorrowTimeouts: c.borrowTimeouts.Load(), Cancels: c.cancels.Load(), LoginFailures: c.loginFailures.Load(),
+		OpenFailures: c.openFailures.Load(), PinnedBy: map[string]int{}, PinsTotal: map[string]int64{},
+	}
+	p.env.stats(&st)
+	p.mu.Lock()
+	st.Handshaking = len(p.shaking)
+	st.Transactions = p.retired
+	pools := make([]*pool, 0, len(p.pools))
+	for _, pl := range p.pools {
+		pools = append(pools, pl)
+	}
+	p.mu.Unlock()
+	for _, pl := range pools {
+		pl.stats(&st)
+	}
+	return st
+}
+
+func (e *env) stats(st *Stats) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	st.Clients = len(e.byPid)
+	for i, n := range e.pinnedNow {
+		if n > 0 {
+			st.PinnedBy[effectNames[i]] = n
+			st.Pinned += n
+		}
+		if t := e.pinsTotal[i]; t > 0 {
+			st.PinsTotal[effectNames[i]] = t
+		}
+	}
+}
+
+func (p *pool) stats(st *Stats) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	st.Waiting += p.waiting
+	if p.first != nil {
+		st.OldestWait = max(st.OldestWait, p.env.now().Sub(p.first.queuedAt))
+	}
+	st.Servers += p.servers + p.opening
+	st.ServersIdle += len(p.idle)
+	st.Transactions += p.lent
+}
+
+// queueHintLocked is what a client is told whose wait was in vain.
+func (p *pool) queueHintLocked(late int) string {
+	oldest := time.Duration(0)
+	if p.first != nil {
+		oldest = p.env.now().Sub(p.first.queuedAt).Round(time.Millisecond)
+	}
+	return fmt.Sprintf("%d requests were waiting, the oldest left for %v, for %d server connections, of which %d are kept by pinned sessions.",
+		p.waiting+late, oldest, p.servers, p.env.pinnedSessions())
+}
+
+func (e *env) pinnedSessions() (n int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, k := range e.pinnedNow {
+		n += k
+	}
+	return n
+}

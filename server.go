@@ -1,0 +1,212 @@
+package pgmoor
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/puddle/v2"
+
+	"github.com/pgmoor/pgmoor/internal/link"
+	"github.com/pgmoor/pgmoor/internal/wire"
+)
+
+// windLimit bounds how long a server connection whose client left may take to become clean.
+const windLimit = 10 * time.Second
+
+// staleAfter is the idle time after which a connection is asked for signs of its end before it is lent.
+const staleAfter = 100 * time.Millisecond
+
+// server is one server connection. Its goroutine, serve, is its only reader from login to close, writes what it reads to
+// the client of the session that holds it, and closes it. The writer is whoever sends the holding session's bytes
+// (Session.sending), or, where nobody holds it, nobody.
+type server struct {
+	link    *link.Link
+	pool    *pool
+	res     *puddle.Resource[*server] // nil for a connection outside of the budget
+	welcome []byte                    // ParameterStatus messages of the login
+	base    map[string]string         // what they say
+
+	network, address string // where cancel requests go
+	pid              uint32
+	secret           []byte
+
+	sess   atomic.Pointer[Session] // who holds it
+	killed atomic.Bool             // no more use: serve ends at the next interruption
+
+	// Owned by serve.
+	rest  []byte            // of a reply, that the client's socket did not take
+	what  outcome           // what follows when rest is written
+	body  int               // bytes still to come of a message too large for the buffer
+	drift map[string]string // settings that differ from base; nil: none
+	gone  error             // why serve ends, for the log
+
+	// Guarded by the holding session's mu, and handed on with the connection.
+	unnamed uint64 // which unnamed statement the server has; 0: some other or none
+	failed  bool   // an error was reported since the connection was lent
+	fatal   bool   // the server ended the session by an error that is the client's own doing
+	winds   int    // messages sent to clean up after a client that left
+	reset   bool   // DISCARD ALL was one of them
+
+	// Guarded by pool.mu.
+	idleSince time.Time
+	lent      bool
+	cancels   int  // cancel requests under way
+	parked    bool // free, but for those
+}
+
+func newServer(li *loggedIn, p *pool) *server {
+	return &server{
+		link: link.New(li.conn, !p.env.cfg.plainIO), pool: p,
+		welcome: li.statuses, base: statusMap(li.statuses),
+		network: li.network, address: li.address, pid: li.pid, secret: li.secret,
+	}
+}
+
+// statusMap reads a run of ParameterStatus messages.
+func statusMap(b []byte) map[string]string {
+	m := make(map[string]string)
+	for len(b) >= wire.HeaderLen {
+		n := int(wire.Length(b)) + 1
+		if k, v, ok := status(b[:n]); ok {
+			m[string(k)] = string(v)
+		}
+		b = b[n:]
+	}
+	return m
+}
+
+// status takes a whole ParameterStatus message apart.
+func status(msg []byte) (name, value []byte, ok bool) {
+	name, rest, ok := wire.CString(msg[wire.HeaderLen:])
+	value, _, ok2 := wire.CString(rest)
+	return name, value, ok && ok2
+}
+
+// lendLocked marks the connection as lent; the caller holds pool.mu.
+func (sc *server) lendLocked() { sc.lent = true }
+
+// kill ends the connection. Any goroutine may call it; serve closes it.
+func (sc *server) kill() {
+	sc.killed.Store(true)
+	sc.link.Interrupt()
+	sc.link.AbortWrites()
+}
+
+// retired reports whether the connection must not be lent again.
+func (sc *server) retired() bool { return sc.killed.Load() }
+
+// stale reports whether an idle connection that nobody used for a while turns out to have ended.
+func (sc *server) stale() bool {
+	return sc.pool.env.now().Sub(sc.idleSince) > staleAfter && !sc.link.Alive()
+}
+
+// destroy is puddle's destructor: serve has ended. It closes the socket and gives the budget its token back.
+func (sc *server) destroy() {
+	_ = sc.link.Conn().Close()
+	sc.pool.budget.give()
+}
+
+// serve is the goroutine of the server connection.
+func (sc *server) serve() {
+	defer sc.pool.wg.Done()
+	defer sc.recover()
+	handler := sc.fromServer
+	for sc.gone == nil {
+		err := sc.link.Run(handler)
+		switch {
+		case err == nil:
+			sc.flush()
+		case link.Interrupted(err):
+			sc.link.ClearInterrupt()
+			if sc.killed.Load() || sc.winding() {
+				sc.gone = err
+			}
+		default:
+			sc.gone = err
+		}
+	}
+	sc.end()
+}
+
+// winding reports whether the connection is being cleaned up after a client that left.
+func (sc *server) winding() bool {
+	s := sc.sess.Load()
+	return s != nil && s.isGone()
+}
+
+// flush writes what the client's socket did not take before.
+func (sc *server) flush() {
+	s := sc.sess.Load()
+	if s == nil || len(sc.rest) == 0 {
+		return
+	}
+	_, _ = s.link.Write(sc.rest) // a client that is gone is its own goroutine's business
+	what := sc.what
+	sc.rest, sc.what = nil, goOn
+	sc.follow(s, what, false)
+}
+
+// end is the last thing that happens on serve: the session learns that its connection is lost, and the connection is
+// closed.
+func (sc *server) end() {
+	sc.killed.Store(true)
+	sc.link.Release()
+	if s := sc.sess.Load(); s != nil {
+		s.serverLost(sc)
+	} else {
+		sc.link.TryTerminate()
+	}
+	if sc.res == nil {
+		_ = sc.link.Conn().Close()
+		return
+	}
+	sc.pool.lost(sc)
+}
+
+// unasked takes what a server says that nobody holds: notices are dropped, anything that ends the connection or that
+// should not come ends it.
+func (sc *server) unasked(b []byte) (int, link.Next) {
+	n := 0
+	for len(b)-n >= wire.HeaderLen {
+		l := int(wire.Length(b[n:])) + 1
+		if l < wire.HeaderLen || l > link.BufferSize {
+			return sc.abandon(len(b))
+		}
+		if l > len(b)-n {
+			break
+		}
+		switch b[n] {
+		case wire.NoticeResponse:
+		case wire.ParameterStatus: // the server's configuration was reloaded
+			if name, value, ok := status(b[n : n+l]); ok {
+				sc.base[string(name)] = string(value)
+			}
+		default: // an error that ends the connection, a notification that nobody listens for, nonsense
+			return sc.abandon(len(b))
+		}
+		n += l
+	}
+	return n, link.Park
+}
+
+// abandon makes serve end after the handler.
+func (sc *server) abandon(n int) (int, link.Next) {
+	sc.gone = errAbandoned
+	return n, link.Leave
+}
+
+// noteStatus keeps track of which reported settings differ from what they were at login.
+func (sc *server) noteStatus(msg []byte) {
+	name, value, ok := status(msg)
+	if !ok {
+		return
+	}
+	if base, known := sc.base[string(name)]; known && base == string(value) {
+		delete(sc.drift, string(name))
+		return
+	}
+	if sc.drift == nil {
+		sc.drift = make(map[string]string)
+	}
+	sc.drift[string(name)] = string(value)
+}

@@ -1,0 +1,462 @@
+package pgmoor
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/pgmoor/pgmoor/internal/link"
+	"github.com/pgmoor/pgmoor/internal/sqlscan"
+	"github.com/pgmoor/pgmoor/internal/turn"
+)
+
+// errServed is returned by Session's methods for raw access once Serve was called.
+var errServed = errors.New("pgmoor: the session is being served")
+
+var (
+	errAbandoned = errors.New("pgmoor: the server said something unexpected")
+	errBadFrame  = errors.New("pgmoor: malformed message")
+)
+
+// smallRequest is up to how many bytes a waiting request is copied, so that the link keeps its buffer.
+const smallRequest = 512
+
+// safeRequest is up to how many bytes may be written to an idle server connection without reading from it meanwhile:
+// any socket buffer takes them.
+const safeRequest = 8 << 10
+
+// Session is a client that has logged in. Serve relays its requests to server connections of the Proxy's pools. A program
+// that wants to take the client over itself does not call Serve: then Read and Write are the raw protocol stream
+// behind the first ReadyForQuery, and Session is an ordinary net.Conn.
+type Session struct {
+	env    *env
+	client *Client
+	pool   *pool
+	pid    uint32 // the cancel key's process id
+	secret []byte
+	id     uint64
+
+	// link's reader is Serve's goroutine. Its writer is the goroutine of the server connection that the session holds
+	// while that owes replies, and Serve's goroutine otherwise.
+	link *link.Link
+	kick chan struct{} // wakes Serve's goroutine where it does not read; capacity 1
+	done chan struct{} // closed when the session is over
+
+	// Owned by Serve's goroutine.
+	unsent []byte    // of a request, that the server's socket did not take
+	reply  []byte    // answers of our own, to be written outside of the handler
+	why    leaveWhy  // why the handler left
+	took   bool      // the handler took the link's buffer
+	local  localMode // requests are answered here, not by a server
+
+	// mu guards what follows. It is never held across I/O; a pool's mu may be taken inside it.
+	mu        sync.Mutex
+	srv       *server
+	turn      turn.Turn
+	sending   bool     // somebody is writing requests of this session to srv
+	finishing bool     // the last reply of a turn is being written to the client
+	finish    bool     // the turn ended while sending: whoever sends gives srv back
+	waiting   bool     // in the pool's queue, or being handed a server connection
+	held      bool     // the link keeps bytes that wait for the session's state to change
+	gone      bool     // the client is gone; what the server still says is dropped
+	resume    bool     // Serve's goroutine is to send pending itself
+	closing   *Error   // end the session, with this, at the next boundary
+	axed      bool     // end the session now
+	waitErr   *Error   // why waiting was in vain
+	lostErr   *lostErr // the server connection was lost
+	pending   chunk    // whole messages that wait for a server connection
+
+	body      int              // bytes of a large message still to come from the client
+	big       *sqlscan.Scanner // of a large Query or Parse, until its text is complete
+	primed    bool             // srv's unnamed statement is ours, or we have none
+	prefix    []byte           // to be sent in front of the next message
+	pins      Effects
+	pinned    Effects // the first reason
+	served    bool
+	fed       bool   // something was sent since the last sweep
+	unnamed   []byte // the last Parse of the unnamed statement
+	unnamedID uint64
+	stmtRisk  bool // the unnamed statement may commit something
+	nameRisk  bool // a named statement may
+	risk      bool // something that may commit is under way
+	strings   bool // standard_conforming_strings
+
+	// Guarded by pool.mu.
+	queued     bool
+	queuedAt   time.Time
+	next, prev *Session
+}
+
+// leaveWhy is why the handler of the client's link left Run.
+type leaveWhy byte
+
+const (
+	leaveNot       leaveWhy = iota
+	leaveUnsent             // unsent has to be written
+	leaveReply              // reply has to be written
+	leaveHeld               // nothing can be read before the session's state changes
+	leaveTerminate          // the client said goodbye
+	leaveFatal              // reply has to be written, and the session is over
+)
+
+// lostErr is what the loss of a server connection means for its client.
+type lostErr struct {
+	err   *Error
+	ready int  // how many ReadyForQuery are owed
+	cut   bool // a batch without its Sync is cut off: an error is owed, and everything up to Sync is to be ignored
+	skip  bool // the error was told before: everything up to Sync is to be ignored
+	block bool // a transaction block was open
+	body  int  // bytes of a large message still to come
+}
+
+// chunk is a piece of a buffer that the session owns.
+type chunk struct {
+	big       *link.Buffer
+	small     *[smallRequest]byte
+	off, size int
+}
+
+var smallChunks = sync.Pool{New: func() any { return new([smallRequest]byte) }}
+
+func (c *chunk) bytes() []byte {
+	switch {
+	case c.big != nil:
+		return c.big[c.off : c.off+c.size]
+	case c.small != nil:
+		return c.small[c.off : c.off+c.size]
+	}
+	return nil
+}
+
+func (c *chunk) empty() bool { return c.size == 0 }
+
+func (c *chunk) advance(n int) { c.off, c.size = c.off+n, c.size-n }
+
+func (c *chunk) free() {
+	if c.small != nil {
+		smallChunks.Put(c.small)
+	}
+	link.PutBuffer(c.big)
+	*c = chunk{}
+}
+
+func newSession(e *env, c *Client, p *pool) *Session {
+	s := &Session{
+		env: e, client: c, pool: p, link: link.New(c.conn, !e.cfg.plainIO),
+		kick: make(chan struct{}, 1), done: make(chan struct{}), id: e.ids.Add(1), strings: true,
+	}
+	return s
+}
+
+// Client returns who is at the other end.
+func (s *Session) Client() *Client { return s.client }
+
+// Pinned returns for what the session keeps its server connection; zero while it is multiplexed.
+func (s *Session) Pinned() Effects {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pins
+}
+
+// Read reads the raw protocol stream; an error once Serve was called.
+func (s *Session) Read(b []byte) (int, error) {
+	if s.isServed() {
+		return 0, errServed
+	}
+	return s.client.conn.Read(b)
+}
+
+// Write writes to the raw protocol stream; an error once Serve was called.
+func (s *Session) Write(b []byte) (int, error) {
+	if s.isServed() {
+		return 0, errServed
+	}
+	return s.client.conn.Write(b)
+}
+
+// Close ends the session. While it is served, Serve's goroutine does the work and Close does not wait for it.
+func (s *Session) Close() error {
+	s.mu.Lock()
+	served := s.served
+	s.served = true
+	s.mu.Unlock()
+	if !served {
+		s.over()
+		return nil
+	}
+	s.end(nil)
+	return nil
+}
+
+// LocalAddr returns the address that the client connected to.
+func (s *Session) LocalAddr() net.Addr { return s.client.conn.LocalAddr() }
+
+// RemoteAddr returns the client's address.
+func (s *Session) RemoteAddr() net.Addr { return s.client.conn.RemoteAddr() }
+
+// SetDeadline sets the deadlines of raw reads and writes; an error once Serve was called.
+func (s *Session) SetDeadline(t time.Time) error {
+	if s.isServed() {
+		return errServed
+	}
+	return s.client.conn.SetDeadline(t)
+}
+
+// SetReadDeadline sets the deadline of raw reads; an error once Serve was called.
+func (s *Session) SetReadDeadline(t time.Time) error {
+	if s.isServed() {
+		return errServed
+	}
+	return s.client.conn.SetReadDeadline(t)
+}
+
+// SetWriteDeadline sets the deadline of raw writes; an error once Serve was called.
+func (s *Session) SetWriteDeadline(t time.Time) error {
+	if s.isServed() {
+		return errServed
+	}
+	return s.client.conn.SetWriteDeadline(t)
+}
+
+func (s *Session) isServed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.served
+}
+
+func (s *Session) isGone() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gone
+}
+
+// Serve relays the client's requests until the client leaves, the context ends or the Proxy is closed. It returns nil
+// where the client left in good order. It closes the client's connection.
+func (s *Session) Serve(ctx context.Context) error {
+	s.mu.Lock()
+	if s.served {
+		s.mu.Unlock()
+		return errServed
+	}
+	s.served = true
+	s.mu.Unlock()
+	stop := context.AfterFunc(ctx, s.axe)
+	defer stop()
+	return s.serve()
+}
+
+func (s *Session) axe() { s.end(errShutdown) }
+
+// serve is the goroutine of the client's connection.
+func (s *Session) serve() (err error) {
+	defer s.over()
+	defer s.recover(&err)
+	defer s.leave()
+	handler := s.fromClient
+	for {
+		s.why = leaveNot
+		err := s.link.Run(handler)
+		switch {
+		case err == nil:
+			if goOn := s.left(); !goOn {
+				return nil
+			}
+		case link.Interrupted(err):
+			s.link.ClearInterrupt()
+			if goOn := s.interrupted(); !goOn {
+				return nil
+			}
+		case errors.Is(err, io.EOF):
+			return nil
+		default:
+			return err
+		}
+	}
+}
+
+// left does what the handler could not do without waiting.
+func (s *Session) left() (goOn bool) {
+	switch s.why {
+	case leaveUnsent:
+		s.sendUnsent()
+	case leaveReply, leaveFatal:
+		_, err := s.link.Write(s.reply)
+		s.reply = nil
+		return err == nil && s.why == leaveReply
+	case leaveHeld:
+		<-s.kick
+		return s.interrupted()
+	case leaveTerminate:
+		return false
+	}
+	return true
+}
+
+// sendUnsent writes the rest of a request to the server, waiting for room.
+func (s *Session) sendUnsent() {
+	s.mu.Lock()
+	sc := s.srv
+	s.mu.Unlock()
+	if sc != nil {
+		_, _ = sc.link.Write(s.unsent) // a server that is gone is its own goroutine's business
+	}
+	s.unsent = nil
+	s.sent(sc)
+}
+
+// interrupted looks at what changed while the goroutine was reading or waiting.
+func (s *Session) interrupted() (goOn bool) {
+	s.mu.Lock()
+	switch {
+	case s.axed:
+		return s.endLocked(s.closing)
+	case s.closing != nil && s.idleLocked():
+		return s.endLocked(s.closing)
+	case s.waitErr != nil:
+		err := s.waitErr
+		s.waitErr, s.waiting, s.held = nil, false, false
+		return s.refuseLocked(err)
+	case s.lostErr != nil:
+		return s.takeLossLocked()
+	case s.resume:
+		s.resume = false
+		s.mu.Unlock()
+		s.sendUnsent()
+		return true
+	}
+	s.held = false
+	s.mu.Unlock()
+	return true
+}
+
+// idleLocked reports whether the session is at a boundary.
+func (s *Session) idleLocked() bool {
+	return !s.waiting && !s.finishing && !s.sending && (s.srv == nil || s.pins != 0 && s.turn.Quiet() && s.turn.Status() == 'I')
+}
+
+// endLocked unlocks, says goodbye if nobody else is writing to the client, and reports false: the session is over.
+func (s *Session) endLocked(e *Error) bool {
+	quiet := s.srv == nil || s.turn.Quiet() && !s.finishing
+	s.mu.Unlock()
+	if e != nil && quiet {
+		_ = s.client.conn.SetWriteDeadline(time.Now().Add(time.Second))
+		_, _ = s.link.Write(e.append(nil, "FATAL"))
+	}
+	return false
+}
+
+// end makes the session end now, with e for a client that is not in the middle of a reply. Any goroutine may call it.
+func (s *Session) end(e *Error) {
+	s.mu.Lock()
+	s.axed = true
+	s.closing = e
+	s.mu.Unlock()
+	s.interrupt()
+}
+
+// drain makes the session end, with e, when its transaction is over. Any goroutine may call it.
+func (s *Session) drain(e *Error) {
+	s.mu.Lock()
+	if s.closing == nil {
+		s.closing = e
+	}
+	s.mu.Unlock()
+	s.interrupt()
+}
+
+// interrupt makes Serve's goroutine call interrupted. Any goroutine may call it.
+func (s *Session) interrupt() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+	s.link.Interrupt()
+}
+
+// waitFailed ends the session's wait for a server connection with an error. The caller has taken the session out of the
+// queue.
+func (s *Session) waitFailed(e *Error) {
+	s.mu.Lock()
+	if s.waiting && s.srv == nil {
+		s.waitErr = e
+	}
+	s.mu.Unlock()
+	s.interrupt()
+}
+
+// leave gives up what the session holds, after its client is gone. The server connection is returned when it is clean again:
+// what runs is cancelled, what is open is rolled back, and what a pinned session left behind is discarded.
+func (s *Session) leave() {
+	s.pool.forget(s)
+	s.mu.Lock()
+	s.gone = true
+	s.waiting = false
+	s.pending.free()
+	sc := s.srv
+	busy := s.sending || s.finishing
+	var fix []byte
+	kill := false
+	if sc != nil {
+		kill = s.unfitLocked()
+		if !kill && !busy {
+			fix = s.fixLocked()
+		}
+	}
+	cancel := sc != nil && s.turn.Owed()
+	if cancel {
+		s.pool.holdForCancel(sc)
+	}
+	quiet := s.turn.Quiet()
+	s.mu.Unlock()
+	s.link.AbortWrites()
+	s.link.Release()
+	if sc == nil {
+		return
+	}
+	if cancel {
+		defer s.env.cancelBackend(sc)
+	}
+	switch {
+	case kill && cancel:
+		defer sc.kill()
+	case kill:
+		sc.kill()
+	case busy:
+		_ = sc.link.Conn().SetReadDeadline(s.env.now().Add(windLimit))
+	case quiet && len(fix) == 0:
+		sc.wind(s)
+	default:
+		_ = sc.link.Conn().SetReadDeadline(s.env.now().Add(windLimit))
+		_, _ = sc.link.Write(fix)
+	}
+}
+
+// unfitLocked reports whether the server connection cannot be made clean again.
+func (s *Session) unfitLocked() bool {
+	return s.body > 0 || s.resume || s.turn.Lost() || s.pins&unresettable != 0 || s.srv.fatal || s.srv.res == nil
+}
+
+// fixLocked returns the messages that end what the client left half done.
+func (s *Session) fixLocked() (fix []byte) {
+	if s.turn.CopyIn() {
+		const why = "the client is gone"
+		fix = append(fix, 'f', 0, 0, 0, byte(4+len(why)+1))
+		fix = append(append(fix, why...), 0)
+		s.turn.Sent('f', false)
+	}
+	if s.turn.Open() || s.turn.Skipping() {
+		fix = append(fix, 'S', 0, 0, 0, 4)
+		s.turn.Sent('S', false)
+	}
+	return fix
+}
+
+// over is the last thing that happens to a session.
+func (s *Session) over() {
+	_ = s.client.conn.Close()
+	s.env.forget(s)
+	close(s.done)
+}

@@ -1,0 +1,388 @@
+package pgmoor
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/pgmoor/pgmoor/internal/link"
+	"github.com/pgmoor/pgmoor/internal/wire"
+)
+
+// Codes in the place of a protocol version (PostgreSQL documentation, "Message Formats").
+const (
+	codeSSLRequest    = 80877103
+	codeGSSENCRequest = 80877104
+	codeCancelRequest = 80877102
+)
+
+// Bounds on what a client may send before it is logged in.
+const (
+	maxStartupPacket = 10000 // PostgreSQL's MAX_STARTUP_PACKET_LENGTH
+	maxAuthMessage   = 65535 // PostgreSQL's PG_MAX_AUTH_TOKEN_LENGTH
+	maxCancelKey     = 256   // longest key of protocol 3.2
+	newestMinor      = 2     // of protocol 3
+	tlsRecord        = 0x16  // first byte of a TLS handshake
+	alpn             = "postgresql"
+)
+
+// Authentication requests.
+const (
+	authOK           = 0
+	authCleartext    = 3
+	authMD5          = 5
+	authSASL         = 10
+	authSASLContinue = 11
+	authSASLFinal    = 12
+)
+
+// Client is a client while and after it logs in. Its accessors may be called at any time from any goroutine; an
+// Authenticator gets it before the client is let in.
+type Client struct {
+	conn      net.Conn // owned by the handshake, then by the Session
+	tls       *tls.Conn
+	local     bool // came through DialContext
+	minor     uint32
+	user      string
+	database  string
+	params    []byte // the other startup parameters in order: name, 0, value, 0
+	replicate string // value of the replication parameter
+	unknown   []string
+}
+
+// User returns the user name of the startup packet.
+func (c *Client) User() string { return c.user }
+
+// Database returns the database of the startup packet, which defaults to the user name.
+func (c *Client) Database() string { return c.database }
+
+// Parameter returns the value of another parameter of the startup packet, such as application_name, and whether it was
+// there. Of several with the same name the last counts.
+func (c *Client) Parameter(name string) (value string, ok bool) {
+	for b := c.params; len(b) > 0; {
+		k, rest, _ := wire.CString(b)
+		v, rest, _ := wire.CString(rest)
+		if string(k) == name {
+			value, ok = string(v), true
+		}
+		b = rest
+	}
+	return value, ok
+}
+
+// RemoteAddr returns the client's address.
+func (c *Client) RemoteAddr() net.Addr { return c.conn.RemoteAddr() }
+
+// TLS returns the state of the encrypted connection, and false where it is not encrypted.
+func (c *Client) TLS() (tls.ConnectionState, bool) {
+	if c.tls == nil {
+		return tls.ConnectionState{}, false
+	}
+	return c.tls.ConnectionState(), true
+}
+
+// Private reports whether nobody on a network can listen: TLS, a Unix socket, or the same process.
+func (c *Client) Private() bool {
+	if c.tls != nil || c.local {
+		return true
+	}
+	_, unix := c.conn.(*net.UnixConn)
+	return unix
+}
+
+// errCancelDone ends a handshake that was a cancel request.
+var errCancelDone = errors.New("pgmoor: cancel request")
+
+// startupConfig is what negotiate needs to know.
+type startupConfig struct {
+	tls    *tls.Config // with ALPN; nil: none
+	cancel func(pid uint32, key []byte)
+}
+
+// negotiate reads from the connection up to the startup packet: requests for encryption, at most one of each kind,
+// or a cancel request.
+func (c *Client) negotiate(ctx context.Context, cfg startupConfig) error {
+	var askedTLS, askedGSS bool
+	for {
+		code, body, err := c.readStartup(ctx, cfg)
+		if err != nil {
+			return err
+		}
+		switch {
+		case code == codeSSLRequest && !askedTLS && c.tls == nil:
+			askedTLS = true
+			err = c.answerSSL(ctx, cfg)
+		case code == codeGSSENCRequest && !askedGSS && c.tls == nil:
+			askedGSS = true
+			err = c.send([]byte{'N'})
+		case code == codeCancelRequest:
+			if len(body) >= 8 && len(body) <= 4+maxCancelKey {
+				cfg.cancel(binary.BigEndian.Uint32(body), body[4:])
+			}
+			return errCancelDone
+		case code == codeSSLRequest || code == codeGSSENCRequest:
+			return fatalf(codeProtocolViolation, "encryption was requested more than once")
+		default:
+			return c.startup(code, body)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// readStartup reads one packet without a type byte, and not one byte beyond it, so that nothing a client sends in the
+// clear can be taken for something that it sent encrypted.
+func (c *Client) readStartup(ctx context.Context, cfg startupConfig) (code uint32, body []byte, err error) {
+	var head [8]byte
+	if _, err := io.ReadFull(c.conn, head[:1]); err != nil {
+		return 0, nil, err
+	}
+	if head[0] == tlsRecord && c.tls == nil && cfg.tls != nil {
+		if err := c.directTLS(ctx, cfg, head[0]); err != nil {
+			return 0, nil, err
+		}
+		return c.readStartup(ctx, cfg)
+	}
+	if _, err := io.ReadFull(c.conn, head[1:4]); err != nil {
+		return 0, nil, err
+	}
+	n := binary.BigEndian.Uint32(head[:4])
+	if n < 8 || n > maxStartupPacket {
+		return 0, nil, fatalf(codeProtocolViolation, "invalid length of startup packet")
+	}
+	if _, err := io.ReadFull(c.conn, head[4:]); err != nil {
+		return 0, nil, err
+	}
+	body = make([]byte, n-8)
+	if _, err := io.ReadFull(c.conn, body); err != nil {
+		return 0, nil, err
+	}
+	return binary.BigEndian.Uint32(head[4:]), body, nil
+}
+
+func (c *Client) answerSSL(ctx context.Context, cfg startupConfig) error {
+	if _, unix := c.conn.(*net.UnixConn); unix || cfg.tls == nil {
+		return c.send([]byte{'N'})
+	}
+	if !link.New(c.conn, true).Alive() { // CVE-2021-3935: see also readStartup
+		return &Error{
+			Severity: "FATAL", Code: codeProtocolViolation, Message: "received unencrypted data after SSL request",
+			Detail: "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.",
+		}
+	}
+	if err := c.send([]byte{'S'}); err != nil {
+		return err
+	}
+	return c.handshakeTLS(ctx, tls.Server(c.conn, cfg.tls))
+}
+
+// directTLS continues a connection that began with a TLS record (PostgreSQL documentation, "Direct SSL"): the client
+// must then name the protocol by ALPN.
+func (c *Client) directTLS(ctx context.Context, cfg startupConfig, first byte) error {
+	t := tls.Server(&prefixConn{Conn: c.conn, first: []byte{first}}, cfg.tls)
+	if err := c.handshakeTLS(ctx, t); err != nil {
+		return err
+	}
+	if t.ConnectionState().NegotiatedProtocol != alpn {
+		return &Error{
+			Severity: "FATAL", Code: codeProtocolViolation,
+			Message: "received direct SSL connection request without ALPN protocol negotiation extension",
+		}
+	}
+	return nil
+}
+
+func (c *Client) handshakeTLS(ctx context.Context, t *tls.Conn) error {
+	if err := t.HandshakeContext(ctx); err != nil {
+		return err
+	}
+	c.conn, c.tls = t, t
+	return nil
+}
+
+// prefixConn is a connection of which one byte was read too many.
+type prefixConn struct {
+	net.Conn
+	first []byte
+}
+
+func (p *prefixConn) Read(b []byte) (int, error) {
+	if len(p.first) > 0 && len(b) > 0 {
+		n := copy(b, p.first)
+		p.first = p.first[n:]
+		return n, nil
+	}
+	return p.Conn.Read(b)
+}
+
+// startup takes the startup packet apart.
+func (c *Client) startup(version uint32, body []byte) error {
+	if version>>16 != 3 {
+		return fatalf(codeNotSupported, "unsupported frontend protocol %d.%d: server supports 3.0 to 3.%d",
+			version>>16, version&0xffff, newestMinor)
+	}
+	c.minor = version & 0xffff
+	for len(body) > 0 && body[0] != 0 {
+		k, rest, ok := wire.CString(body)
+		v, rest, ok2 := wire.CString(rest)
+		if !ok || !ok2 {
+			body = nil
+			break
+		}
+		c.parameter(string(k), string(v), body[:len(body)-len(rest)])
+		body = rest
+	}
+	if len(body) != 1 {
+		return fatalf(codeProtocolViolation, "invalid startup packet layout: expected terminator as last byte")
+	}
+	if c.user == "" {
+		return fatalf(codeBadAuthorization, "no PostgreSQL user name specified in startup packet")
+	}
+	if c.database == "" {
+		c.database = c.user
+	}
+	return nil
+}
+
+// parameter takes one parameter of the startup packet; raw is how it stands there.
+func (c *Client) parameter(name, value string, raw []byte) {
+	switch {
+	case name == "user":
+		c.user = value
+	case name == "database":
+		c.database = value
+	case name == "replication":
+		c.replicate = value
+		if c.replicates() {
+			c.params = append(c.params, raw...)
+		}
+	case strings.HasPrefix(name, "_pq_."):
+		c.unknown = append(c.unknown, name)
+	default:
+		c.params = append(c.params, raw...)
+	}
+}
+
+// replicates reports whether the client asked for a walsender: PostgreSQL takes "database" or any true boolean.
+func (c *Client) replicates() bool {
+	switch strings.ToLower(c.replicate) {
+	case "", "off", "of", "false", "fals", "fal", "fa", "f", "no", "n", "0":
+		return false
+	}
+	return true
+}
+
+// answerVersion appends NegotiateProtocolVersion where the client asked for more than there is.
+func (c *Client) answerVersion(dst []byte) []byte {
+	minor := min(c.minor, newestMinor)
+	if c.minor == minor && c.minor != 1 && len(c.unknown) == 0 {
+		return dst
+	}
+	body := binary.BigEndian.AppendUint32(nil, 3<<16|minor)
+	body = binary.BigEndian.AppendUint32(body, uint32(len(c.unknown)))
+	for _, o := range c.unknown {
+		body = append(append(body, o...), 0)
+	}
+	c.minor = minor
+	return append(wire.AppendHeader(dst, wire.NegotiateVersion, len(body)), body...)
+}
+
+// keyLen is the length of the cancel key that the client's protocol version has room for.
+func (c *Client) keyLen() int {
+	if c.minor >= 2 {
+		return 32
+	}
+	return 4
+}
+
+func (c *Client) send(b []byte) error {
+	_, err := c.conn.Write(b)
+	return err
+}
+
+// fail tells the client why it is not let in.
+func (c *Client) fail(e *Error) {
+	_ = c.conn.SetWriteDeadline(time.Now().Add(5 * time.Second))
+	_ = c.send(e.append(nil, "FATAL"))
+}
+
+// request appends an Authentication message.
+func request(dst []byte, kind uint32, data []byte) []byte {
+	dst = wire.AppendHeader(dst, wire.Authentication, 4+len(data))
+	return append(binary.BigEndian.AppendUint32(dst, kind), data...)
+}
+
+// readAuth reads the client's answer to an authentication request.
+func (c *Client) readAuth() ([]byte, error) {
+	var head [wire.HeaderLen]byte
+	if _, err := io.ReadFull(c.conn, head[:]); err != nil {
+		return nil, err
+	}
+	n := wire.Length(head[:])
+	if head[0] != wire.Password {
+		return nil, fatalf(codeProtocolViolation, "expected password response, got message type %d", head[0])
+	}
+	if n < 4 || n > maxAuthMessage {
+		return nil, fatalf(codeProtocolViolation, "invalid password packet size")
+	}
+	body := make([]byte, n-4)
+	_, err := io.ReadFull(c.conn, body)
+	return body, err
+}
+
+// askPassword sends an authentication request and returns the zero-terminated answer without its terminator.
+func (c *Client) askPassword(kind uint32, data []byte) ([]byte, error) {
+	if err := c.send(request(nil, kind, data)); err != nil {
+		return nil, err
+	}
+	body, err := c.readAuth()
+	if err != nil {
+		return nil, err
+	}
+	pw, rest, ok := wire.CString(body)
+	if !ok || len(rest) > 0 {
+		return nil, fatalf(codeProtocolViolation, "invalid password packet size")
+	}
+	return pw, nil
+}
+
+// sasl offers one SASL mechanism and returns the client's first message.
+func (c *Client) sasl(mechanism string) ([]byte, error) {
+	if err := c.send(request(nil, authSASL, append([]byte(mechanism), 0, 0))); err != nil {
+		return nil, err
+	}
+	body, err := c.readAuth()
+	if err != nil {
+		return nil, err
+	}
+	name, rest, ok := wire.CString(body)
+	if !ok || len(rest) < 4 {
+		return nil, fatalf(codeProtocolViolation, "invalid SASLInitialResponse")
+	}
+	if string(name) != mechanism {
+		return nil, fatalf(codeProtocolViolation, "client selected an invalid SASL authentication mechanism")
+	}
+	n, data := binary.BigEndian.Uint32(rest), rest[4:]
+	if n == 1<<32-1 && len(data) == 0 {
+		return nil, fatalf(codeProtocolViolation, "SASL initial response is missing")
+	}
+	if uint64(n) != uint64(len(data)) {
+		return nil, fatalf(codeProtocolViolation, "invalid SASLInitialResponse")
+	}
+	return data, nil
+}
+
+func (c *Client) saslContinue(data []byte) ([]byte, error) {
+	if err := c.send(request(nil, authSASLContinue, data)); err != nil {
+		return nil, err
+	}
+	return c.readAuth()
+}
+
+func (c *Client) saslFinal(data []byte) error { return c.send(request(nil, authSASLFinal, data)) }

@@ -1,0 +1,304 @@
+package pgmoor
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgmoor/pgmoor/internal/wire"
+)
+
+// protocol30 is the version with which the proxy logs in to servers.
+const protocol30 = 3 << 16
+
+// upstream opens server connections. It is the only user of pgconn: dialing, TLS and authentication are pgconn's; the
+// startup packet is ours, so that the client's parameters reach the server in the client's order.
+type upstream struct {
+	cfg     Upstream
+	secrets SecretSource
+	base    *pgconn.Config // never modified: Copy
+}
+
+func newUpstream(cfg Upstream, secrets SecretSource) (*upstream, error) {
+	base, err := baseConfig()
+	if err != nil {
+		return nil, fmt.Errorf("pgmoor: %w", err)
+	}
+	return &upstream{cfg: cfg, secrets: secrets, base: base}, nil
+}
+
+// neutral overrides everything that pgconn would take from the environment.
+const neutral = "host=localhost port=5432 user=x dbname=x password=x passfile='' connect_timeout=0 sslmode=disable sslkey='' sslcert='' " +
+	"sslcertmode=allow sslsni=1 sslrootcert='' sslpassword='' sslnegotiation=postgres target_session_attrs=any " +
+	"min_protocol_version='' max_protocol_version='' channel_binding=prefer require_auth=''"
+
+// baseConfig returns a pgconn.Config in which nothing comes from the environment.
+var baseConfig = sync.OnceValues(func() (*pgconn.Config, error) {
+	conninfo := neutral
+	if os.Getenv("PGSERVICE") != "" { // a service cannot be overridden by none: name an empty one
+		f, err := os.CreateTemp("", "pgmoor-service")
+		if err != nil {
+			return nil, err
+		}
+		defer os.Remove(f.Name())
+		defer f.Close()
+		if _, err := f.WriteString("[none]\n"); err != nil {
+			return nil, err
+		}
+		conninfo += " service=none servicefile='" + strings.ReplaceAll(f.Name(), "'", `\'`) + "'"
+	}
+	cfg, err := pgconn.ParseConfig(conninfo)
+	if err != nil {
+		return nil, err
+	}
+	cfg.RuntimeParams = map[string]string{}
+	cfg.Password = ""
+	return cfg, nil
+})
+
+// loggedIn is a server connection that has just logged in. Whoever gets it owns conn.
+type loggedIn struct {
+	conn             net.Conn
+	network, address string // where a cancel request goes
+	pid              uint32
+	secret           []byte
+	statuses         []byte // the ParameterStatus messages of the login, in the server's order
+}
+
+// open logs in to the first host that lets it.
+func (u *upstream) open(ctx context.Context, key *poolKey) (*loggedIn, error) {
+	ctx, cancel := context.WithTimeout(ctx, u.cfg.connectTimeout())
+	defer cancel()
+	cfg, rec, err := u.config(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	pc, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := pc.SyncConn(ctx); err != nil {
+		_ = pc.Close(ctx)
+		return nil, err
+	}
+	h, err := pc.Hijack()
+	if err != nil {
+		_ = pc.Close(ctx)
+		return nil, err
+	}
+	conn := h.Conn
+	l, ok := conn.(*loginConn)
+	if ok {
+		conn = l.Conn
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	li := &loggedIn{conn: conn, network: rec.network, address: rec.address, pid: h.PID, secret: h.SecretKey}
+	if ok {
+		li.statuses = l.statuses()
+	}
+	return li, nil
+}
+
+// dialed remembers where the last successful dial went.
+type dialed struct{ network, address string }
+
+func (u *upstream) config(ctx context.Context, key *poolKey) (*pgconn.Config, *dialed, error) {
+	cfg := u.base.Copy()
+	cfg.User, cfg.Database = key.user, key.database
+	if u.secrets != nil {
+		s, err := lookup(ctx, u.secrets, key.user)
+		if err != nil {
+			return nil, nil, err
+		}
+		cfg.Password, _ = s.password()
+	}
+	rec := new(dialed)
+	cfg.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := u.cfg.dialer().DialContext(ctx, network, address)
+		if err == nil {
+			*rec = dialed{network, u.cancelAddress(c, address)}
+		}
+		return c, err
+	}
+	cfg.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil } // the Dialer's business
+	cfg.AfterNetConnect = func(_ context.Context, _ *pgconn.Config, c net.Conn) (net.Conn, error) {
+		return &loginConn{Conn: c, startup: key.startup()}, nil
+	}
+	cfg.Fallbacks = nil
+	for _, h := range u.cfg.Hosts {
+		host, port, err := splitHost(h)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, t := range u.tlsConfigs(host) {
+			cfg.Fallbacks = append(cfg.Fallbacks, &pgconn.FallbackConfig{Host: host, Port: port, TLSConfig: t})
+		}
+	}
+	first := cfg.Fallbacks[0]
+	cfg.Host, cfg.Port, cfg.TLSConfig, cfg.Fallbacks = first.Host, first.Port, first.TLSConfig, cfg.Fallbacks[1:]
+	return cfg, rec, nil
+}
+
+// cancelAddress is where a cancel request for conn goes: the very address that a net.Dialer reached, since a name may
+// stand for several servers; any other dialer is asked for the same address again.
+func (u *upstream) cancelAddress(conn net.Conn, address string) string {
+	if _, ok := u.cfg.dialer().(*net.Dialer); ok {
+		if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+			return a.String()
+		}
+	}
+	return address
+}
+
+// tlsConfigs returns what to try in turn on host, nil standing for no encryption, as libpq's documentation of sslmode has it.
+func (u *upstream) tlsConfigs(host string) []*tls.Config {
+	if strings.HasPrefix(host, "/") {
+		return []*tls.Config{nil}
+	}
+	c := new(tls.Config)
+	if u.cfg.TLSConfig != nil {
+		c = u.cfg.TLSConfig.Clone()
+	}
+	if c.ServerName == "" {
+		c.ServerName = host
+	}
+	mode := orDefault(u.cfg.SSLMode, "prefer")
+	if mode == "require" && c.RootCAs != nil { // as libpq does where a root certificate file exists
+		mode = "verify-ca"
+	}
+	switch mode {
+	case "disable":
+		return []*tls.Config{nil}
+	case "verify-full":
+		return []*tls.Config{c}
+	}
+	c.InsecureSkipVerify = true
+	switch mode {
+	case "allow":
+		return []*tls.Config{nil, c}
+	case "prefer":
+		return []*tls.Config{c, nil}
+	case "verify-ca":
+		roots := c.RootCAs
+		c.VerifyConnection = func(s tls.ConnectionState) error { return verifyChain(s, roots) }
+	}
+	return []*tls.Config{c}
+}
+
+// verifyChain checks that the server's certificate was issued by one of roots, and not the name in it.
+func verifyChain(s tls.ConnectionState, roots *x509.CertPool) error {
+	if len(s.PeerCertificates) == 0 {
+		return errors.New("pgmoor: the server sent no certificate")
+	}
+	opts := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
+	for _, c := range s.PeerCertificates[1:] {
+		opts.Intermediates.AddCert(c)
+	}
+	_, err := s.PeerCertificates[0].Verify(opts)
+	return err
+}
+
+// splitHost takes an entry of Upstream.Hosts apart.
+func splitHost(h string) (host string, port uint16, err error) {
+	host, service := h, "5432"
+	switch i := strings.LastIndexByte(h, ':'); {
+	case strings.HasPrefix(h, "/"):
+		if i > 0 {
+			host, service = h[:i], h[i+1:]
+		}
+	case i >= 0 && (strings.Count(h, ":") == 1 || strings.Contains(h, "]:")):
+		if host, service, err = net.SplitHostPort(h); err != nil {
+			return "", 0, err
+		}
+	}
+	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	p, err := strconv.ParseUint(service, 10, 16)
+	if err != nil || p == 0 || host == "" {
+		return "", 0, fmt.Errorf("%q is not a host, host:port or socket directory", h)
+	}
+	return host, uint16(p), nil
+}
+
+// loginConn is a server connection while pgconn logs in on it. It puts our startup packet in the place of pgconn's first
+// write, and keeps a copy of what the server says. Only pgconn's goroutine uses it.
+type loginConn struct {
+	net.Conn
+	startup []byte // nil once sent
+	heard   []byte
+}
+
+// maxLoginBytes bounds the copy of what a server says during a login.
+const maxLoginBytes = 256 << 10
+
+func (l *loginConn) Write(p []byte) (int, error) {
+	if l.startup == nil {
+		return l.Conn.Write(p)
+	}
+	_, err := l.Conn.Write(l.startup)
+	l.startup = nil
+	return len(p), err
+}
+
+func (l *loginConn) Read(p []byte) (int, error) {
+	n, err := l.Conn.Read(p)
+	if len(l.heard)+n <= maxLoginBytes {
+		l.heard = append(l.heard, p[:n]...)
+	}
+	return n, err
+}
+
+// statuses returns the ParameterStatus messages among what was heard.
+func (l *loginConn) statuses() []byte {
+	var out []byte
+	for b := l.heard; len(b) >= wire.HeaderLen; {
+		n := int(wire.Length(b)) + 1
+		if n < wire.HeaderLen || n > len(b) {
+			break
+		}
+		if b[0] == wire.ParameterStatus {
+			out = append(out, b[:n]...)
+		}
+		b = b[n:]
+	}
+	return out
+}
+
+// startup returns the startup packet for the key.
+func (k *poolKey) startup() []byte {
+	b := make([]byte, 8, 64+len(k.user)+len(k.database)+len(k.params))
+	binary.BigEndian.PutUint32(b[4:], protocol30)
+	for _, s := range []string{"user", k.user, "database", k.database} {
+		b = append(append(b, s...), 0)
+	}
+	b = append(append(b, k.params...), 0)
+	binary.BigEndian.PutUint32(b, uint32(len(b)))
+	return b
+}
+
+// isPermanent reports whether a login failed for a reason that waiting does not mend: the server refused these
+// credentials or parameters.
+func isPermanent(err error) bool {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) || len(pg.Code) != 5 {
+		return false
+	}
+	switch pg.Code[:2] {
+	case "28", "3D", "42", "22", "0A":
+		return true
+	}
+	return pg.Code == "55000" // the database does not accept connections
+}
