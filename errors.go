@@ -28,7 +28,6 @@ const (
 	codeAdminShutdown       = "57P01"
 	codeCrashShutdown       = "57P02"
 	codeCannotConnectNow    = "57P03"
-	codeInternal            = "XX000"
 )
 
 // Error is an ErrorResponse that a client gets. An Authenticator may return one to choose what its client is told. The
@@ -39,6 +38,8 @@ type Error struct {
 	Message  string
 	Detail   string
 	Hint     string
+
+	server *pgconn.PgError // where the server said it: its further fields
 }
 
 // Error returns the message and the SQLSTATE.
@@ -50,6 +51,12 @@ func (e *Error) append(dst []byte, severity string) []byte {
 	m := pgproto3.ErrorResponse{
 		Severity: sev, SeverityUnlocalized: sev, Code: e.Code,
 		Message: e.Message, Detail: e.Detail, Hint: e.Hint,
+	}
+	if pg := e.server; pg != nil {
+		m.Position, m.InternalPosition, m.InternalQuery, m.Where = pg.Position, pg.InternalPosition, pg.InternalQuery, pg.Where
+		m.SchemaName, m.TableName, m.ColumnName = pg.SchemaName, pg.TableName, pg.ColumnName
+		m.DataTypeName, m.ConstraintName = pg.DataTypeName, pg.ConstraintName
+		m.File, m.Line, m.Routine = pg.File, pg.Line, pg.Routine
 	}
 	out, err := m.Encode(dst)
 	if err != nil { // a text of the size of a protocol message, which nothing here makes
@@ -71,7 +78,7 @@ func asError(err error) *Error {
 	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
-		return &Error{Severity: "", Code: pg.Code, Message: pg.Message, Detail: pg.Detail, Hint: pg.Hint}
+		return &Error{Code: pg.Code, Message: pg.Message, Detail: pg.Detail, Hint: pg.Hint, server: pg}
 	}
 	if errors.Is(err, ErrProxyClosed) {
 		return &Error{Code: codeAdminShutdown, Message: "terminating connection due to administrator command"}

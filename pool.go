@@ -369,6 +369,7 @@ func (p *pool) opened(res *puddle.Resource[*server]) {
 	p.env.count.servers.Add(1)
 	go sc.serve()
 	p.giveBack(sc)
+	p.nudge() // more may be wanted
 }
 
 func (p *pool) openFailed(err error) {

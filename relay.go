@@ -803,13 +803,18 @@ func (sc *server) noteReady(s *Session) outcome {
 }
 
 // wind takes the next step in cleaning up sc after the client of the session that holds it left: roll back, discard, give
-// back. Nothing is owed when it is called.
+// back. Nothing is owed when it is called. Where somebody is still writing to sc, the step is left to them.
 func (sc *server) wind(s *Session) {
 	s.mu.Lock()
+	if s.sending {
+		s.finish = true
+		s.mu.Unlock()
+		return
+	}
 	var q []byte
 	sc.winds++
 	switch {
-	case sc.winds > 3 || sc.fatal || s.turn.Lost() || s.sending || sc.reset && sc.failed:
+	case sc.winds > maxWinds || sc.fatal || s.turn.Lost() || sc.reset && sc.failed:
 		s.mu.Unlock()
 		sc.kill()
 		return
@@ -818,8 +823,7 @@ func (sc *server) wind(s *Session) {
 	case s.pins != 0 && !sc.reset:
 		q = wire.AppendQuery(nil, "DISCARD ALL")
 		sc.reset, sc.failed = true, false
-	}
-	if q == nil {
+	default:
 		s.primed = true
 		sc.failed = true // whatever unnamed statement there is is nobody's
 		s.dropLocked(sc)
@@ -830,7 +834,27 @@ func (sc *server) wind(s *Session) {
 		return
 	}
 	s.turn.Sent(wire.Query, false)
+	sc.windUp(s, q)
+}
+
+// maxWinds is how many steps wind may need: roll back, discard, give back, and one for an error.
+const maxWinds = 4
+
+// windUp writes q, which cleans up after a client that left, and unlocks. It takes the next step if the answer came before
+// the write was over.
+func (sc *server) windUp(s *Session, q []byte) {
+	s.sending = true
 	s.mu.Unlock()
 	_ = sc.link.Conn().SetReadDeadline(s.env.now().Add(windLimit))
-	_, _ = sc.link.TryWrite(q)
+	if n, err := sc.link.TryWrite(q); err == nil && n < len(q) {
+		sc.kill() // it reads nothing any more
+	}
+	s.mu.Lock()
+	s.sending = false
+	next := s.finish
+	s.finish = false
+	s.mu.Unlock()
+	if next {
+		sc.wind(s)
+	}
 }

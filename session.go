@@ -397,41 +397,39 @@ func (s *Session) leave() {
 	s.pending.free()
 	sc := s.srv
 	busy := s.sending || s.finishing
-	var fix []byte
 	kill := false
 	if sc != nil {
 		kill = s.unfitLocked()
-		if !kill && !busy {
-			fix = s.fixLocked()
-		}
 	}
 	cancel := sc != nil && s.turn.Owed()
 	if cancel {
 		s.pool.holdForCancel(sc)
-	}
-	quiet := s.turn.Quiet()
-	s.mu.Unlock()
-	s.link.AbortWrites()
-	s.link.Release()
-	if sc == nil {
-		return
-	}
-	if cancel {
 		defer s.env.cancelBackend(sc)
 	}
+	s.link.AbortWrites()
 	switch {
-	case kill && cancel:
-		defer sc.kill()
+	case sc == nil:
+		s.mu.Unlock()
 	case kill:
-		sc.kill()
+		s.mu.Unlock()
+		defer sc.kill()
 	case busy:
+		s.mu.Unlock()
 		_ = sc.link.Conn().SetReadDeadline(s.env.now().Add(windLimit))
-	case quiet && len(fix) == 0:
-		sc.wind(s)
 	default:
-		_ = sc.link.Conn().SetReadDeadline(s.env.now().Add(windLimit))
-		_, _ = sc.link.Write(fix)
+		s.cleanLocked(sc)
 	}
+	s.link.Release()
+}
+
+// cleanLocked begins to clean sc up, and unlocks.
+func (s *Session) cleanLocked(sc *server) {
+	if fix := s.fixLocked(); len(fix) > 0 || s.turn.Owed() {
+		sc.windUp(s, fix)
+		return
+	}
+	s.mu.Unlock()
+	sc.wind(s)
 }
 
 // unfitLocked reports whether the server connection cannot be made clean again.

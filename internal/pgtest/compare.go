@@ -62,6 +62,9 @@ type comparing struct {
 	failed  chan struct{} // closed once failure is set
 }
 
+// unusable starts what is said of a script that cannot even be run directly.
+const unusable = "directly: "
+
 // A failure is a script whose transcripts differ.
 type failure struct {
 	script  *Script
@@ -101,7 +104,10 @@ func (r *comparing) work() {
 
 func (r *comparing) fail(s *Script, what string) {
 	r.once.Do(func() {
-		r.failure = &failure{script: s, minimal: r.minimise(s), what: what}
+		r.failure = &failure{script: s, minimal: s, what: what}
+		if !strings.HasPrefix(what, unusable) {
+			r.failure.minimal = r.minimise(s)
+		}
 		close(r.failed)
 	})
 }
@@ -125,7 +131,7 @@ func (p *pair) close() {
 func (p *pair) compare(s *Script, timeout time.Duration) string {
 	direct, err := p.direct.runBeside(s, timeout)
 	if err != nil {
-		return fmt.Sprintf("directly: %v\n%s", err, tail(direct))
+		return fmt.Sprintf("%s%v\n%s", unusable, err, tail(direct))
 	}
 	proxied, err := p.proxied.runBeside(s, timeout)
 	if diff := Diff(direct, proxied, p.allow); diff != "" {
@@ -144,9 +150,7 @@ func suffix(err error) string {
 	return "through the proxy: " + err.Error() + "\n"
 }
 
-func tail(t Transcript) string {
-	return describe(t, "", "")
-}
+func tail(t Transcript) string { return describe(t, "", "") }
 
 // minimise drops lines from a failing script as long as it goes on failing, within a bounded number of attempts.
 func (r *comparing) minimise(s *Script) *Script {
@@ -172,7 +176,7 @@ func (r *comparing) stillFails(s *Script, timeout time.Duration) bool {
 	p := r.newPair()
 	defer p.close()
 	what := p.compare(s, timeout)
-	return what != "" && !strings.HasPrefix(what, "directly: ")
+	return what != "" && !strings.HasPrefix(what, unusable)
 }
 
 // without is the script less the lines from at to end.

@@ -12,7 +12,7 @@ import (
 func TestRandomScriptsAreAnsweredAlikeEveryTime(t *testing.T) {
 	eachVersion(t, func(t *testing.T, c *pgtest.Cluster) {
 		pgtest.Fixture(t, c)
-		n := pgtest.Comparison{Direct: c.Target(), Proxied: c.Target(), Timeout: 3e9}.Run(t, pgtest.Random(1, 300, 30))
+		n := pgtest.Comparison{Direct: c.Target(), Proxied: c.Target()}.Run(t, pgtest.Random(1, 300, 30))
 		require.Equal(t, 300, n)
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -56,11 +57,19 @@ type generator struct {
 	*rand.Rand
 	lines    []string
 	messages int
+	bound    bool // a Bind of the unnamed portal came after the last Sync
 }
 
 func (g *generator) emit(format string, v ...any) {
-	g.lines = append(g.lines, fmt.Sprintf(format, v...))
+	line := fmt.Sprintf(format, v...)
+	g.lines = append(g.lines, line)
 	g.messages++
+	switch {
+	case strings.HasPrefix(line, `Bind ""`):
+		g.bound = true
+	case line == "Sync":
+		g.bound = false
+	}
 }
 
 // control adds a line that is no message.
@@ -149,11 +158,12 @@ var statements = []string{
 	"select pg_advisory_xact_lock_shared(99)", "prepare transaction 'pgtest_never' extra",
 }
 
-// pinning are statements after which a pooler has to keep the server connection, or to carry state.
+// pinning are statements after which a pooler has to keep the server connection, or to carry state. No column of a
+// temporary table is returned as such: its description would have the table's OID.
 var pinning = []string{
 	"set work_mem = '6MB'", "set application_name = 'generated'", "reset work_mem", "set datestyle = 'german, dmy'",
 	"create temp table pgtest_temp (a int, b text)", "insert into pgtest_temp values (1, 'one')",
-	"select a, b from pgtest_temp order by a, b", "drop table pgtest_temp", "prepare q as select 42",
+	"select a + 0 as a, b || '' as b from pgtest_temp order by 1, 2", "drop table pgtest_temp", "prepare q as select 42",
 	"execute q", "deallocate q", "deallocate all", "discard all", "reset all", "discard temp",
 	"declare h cursor with hold for select id from pgtest_rows order by id", "fetch 2 from h", "close h", "close all",
 	"select set_config('work_mem', '8MB', false)", "set session characteristics as transaction read only",
@@ -178,6 +188,16 @@ func (g *generator) statement() string {
 
 func (g *generator) statementName() string {
 	return pick(g, []string{"", "", "", "", "", "", "", "", "", "", "", "s1", "s2"})
+}
+
+// usable keeps a script from the unnamed portal that a simple query has left in a failed transaction: PostgreSQL 18
+// crashes when that is executed or described. A Bind that came after the last Sync has replaced it, or has failed, in
+// which case everything up to the next Sync is skipped.
+func (g *generator) usable(portal string) string {
+	if portal == "" && !g.bound {
+		return "unknown"
+	}
+	return portal
 }
 
 func (g *generator) portalName() string { return pick(g, []string{"", "", "", "", "p1"}) }
@@ -210,10 +230,10 @@ func (g *generator) usual() {
 		g.emit("Bind %q %q %s", portal, name, g.parameters(sql))
 	}
 	if g.chance(50) {
-		g.emit("Describe P %q", portal)
+		g.emit("Describe P %q", g.usable(portal))
 	}
 	for range 1 + g.IntN(10)/8 {
-		g.emit("Execute %q %d", portal, pick(g, []int{0, 0, 0, 1, 3}))
+		g.emit("Execute %q %d", g.usable(portal), pick(g, []int{0, 0, 0, 1, 3}))
 	}
 	if g.chance(10) {
 		g.emit("Close %s %q", pick(g, []string{"S", "P"}), pick(g, []string{name, portal}))
@@ -227,9 +247,9 @@ func (g *generator) anyExtended() {
 	case 1:
 		g.emit("Bind %q %q %s", g.portalName(), pick(g, []string{"", "s1", "unknown"}), g.values(g.IntN(3)))
 	case 2:
-		g.emit("Describe %s %q", pick(g, []string{"S", "P", "S", "P", "X"}), pick(g, []string{"", "s1", "p1", "unknown"}))
+		g.describe()
 	case 3:
-		g.emit("Execute %q %d", pick(g, []string{"", "p1", "unknown"}), g.IntN(4))
+		g.emit("Execute %q %d", g.usable(pick(g, []string{"", "p1", "unknown"})), g.IntN(4))
 	case 4:
 		g.emit("Close %s %q", pick(g, []string{"S", "P", "S", "P", "X"}), pick(g, []string{"", "s1", "p1", "unknown"}))
 	case 5:
@@ -238,6 +258,16 @@ func (g *generator) anyExtended() {
 		g.stray()
 	case 7:
 		g.emit("Bind \"\" \"\" %s [7] [0, 1, 0]", g.values(1))
+	}
+}
+
+func (g *generator) describe() {
+	name := pick(g, []string{"", "s1", "p1", "unknown"})
+	switch kind := pick(g, []string{"S", "P", "S", "P", "X"}); kind {
+	case "P":
+		g.emit("Describe P %q", g.usable(name))
+	default:
+		g.emit("Describe %s %q", kind, name)
 	}
 }
 
@@ -316,18 +346,21 @@ func (g *generator) copyBatch() {
 	}
 }
 
-// chaos adds messages in no order at all. A Query or FunctionCall in the middle of a COPY ends the connection, so there
-// is no COPY among them.
+// chaos adds messages in no order at all, with two exceptions. There is no COPY among them, because a Query in the
+// middle of a COPY ends the connection. And a Sync stands before every Query and FunctionCall: in the implicit
+// transaction of messages that no Sync has ended, they lead PostgreSQL 18 to "unexpected state STARTED", and to a crash.
 func (g *generator) chaos() {
 	for range 1 + g.IntN(8) {
 		switch g.IntN(6) {
 		case 0:
+			g.emit("Sync")
 			g.emit("Query %q", g.sql())
 		case 1:
 			g.usual()
 		case 2:
 			g.emit("Sync")
 		case 3:
+			g.emit("Sync")
 			g.functionCall()
 		default:
 			g.anyExtended()
