@@ -30,7 +30,7 @@ func (s *Session) answerLocally(b []byte) (int, link.Next) {
 	case stop == stopTerminate && len(out) == 0:
 		return s.leaveFor(leaveTerminate, n)
 	case stop == stopMalformed:
-		s.reply = stop.error().append(out, "FATAL")
+		s.reply = badHeader(b[n:]).append(out, "FATAL")
 		return s.leaveFor(leaveFatal, n)
 	case len(out) > 0:
 		return s.leaveFor(leaveReply, n)

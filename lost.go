@@ -24,6 +24,8 @@ func (s *Session) serverLost(sc *server) {
 	switch {
 	case partial || sc.fatal:
 		s.axed, s.closing = true, nil
+	case s.bad != nil:
+		s.axed, s.closing = true, s.bad
 	case s.pins != 0:
 		s.axed, s.closing = true, lostPinned(s.pinned.name())
 	default:

@@ -40,6 +40,9 @@ func (s *Session) step(b []byte, done int) (int, link.Next) {
 	}
 	s.mu.Lock()
 	switch {
+	case s.bad != nil: // the server will end the session; nothing behind it counts
+		s.mu.Unlock()
+		return len(b), link.Park
 	case s.axed || s.waitErr != nil || s.lostErr != nil: // interrupted comes first
 		return s.keepLocked(b, done)
 	case s.waiting || s.sending || s.finishing:
@@ -59,7 +62,7 @@ func (s *Session) directLocked(b []byte) (int, link.Next) {
 	s.sending = n > 0
 	s.mu.Unlock()
 	if n == 0 {
-		return s.stopped(stop, 0)
+		return s.stopped(stop, b)
 	}
 	if !s.transmit(sc, prefix, b[:n]) {
 		return s.leaveFor(leaveUnsent, n)
@@ -72,7 +75,10 @@ func (s *Session) directLocked(b []byte) (int, link.Next) {
 // business: it will read the end of the stream.
 func (s *Session) transmit(sc *server, prefix, b []byte) bool {
 	if len(prefix) > 0 {
-		b = append(prefix[:len(prefix):len(prefix)], b...)
+		b = append(prefix, b...)
+		if s.scratch = nil; cap(b) <= maxScratch {
+			s.scratch = b[:0]
+		}
 	}
 	n, err := sc.link.TryWrite(b)
 	if err != nil || n == len(b) {
@@ -81,6 +87,9 @@ func (s *Session) transmit(sc *server, prefix, b []byte) bool {
 	s.unsent = append([]byte(nil), b[n:]...)
 	return false
 }
+
+// maxScratch bounds the scratch space that a session keeps.
+const maxScratch = 4 << 10
 
 // sent ends a write to the server: if the turn ended meanwhile, the connection is given back.
 func (s *Session) sent(sc *server) {
@@ -115,24 +124,54 @@ func (s *Session) sent(sc *server) {
 	}
 }
 
-// stopped says what follows after feed stopped for a reason of its own.
-func (s *Session) stopped(stop stop, n int) (int, link.Next) {
+// stopped says what follows when the next message, at the start of b, is not a request.
+func (s *Session) stopped(stop stop, b []byte) (int, link.Next) {
 	switch stop {
 	case stopTerminate:
-		return s.terminate(n)
+		return s.terminate(0)
 	case stopMalformed:
-		return s.fatal(fatalf(codeProtocolViolation, "invalid frontend message"), n)
+		return s.malformed(b)
 	case stopTooMany:
-		return s.fatal(errPipeline, n)
+		return s.fatal(errPipeline, 0)
 	}
-	return n, link.Park
+	return 0, link.Park
 }
 
-// terminate ends the session once everything that is owed was delivered.
+// malformed ends the session because of a header that PostgreSQL would not accept. While the server still has something to
+// say, the header goes to the server, whose answer then comes in its place behind the others.
+func (s *Session) malformed(b []byte) (int, link.Next) {
+	e := badHeader(b)
+	s.mu.Lock()
+	sc := s.srv
+	if sc == nil || s.turn.Quiet() || s.sending || s.finishing {
+		s.mu.Unlock()
+		return s.fatal(e, 0)
+	}
+	s.bad = e
+	s.pin(EffectProtocol)
+	s.sending = true
+	s.mu.Unlock()
+	if !s.transmit(sc, nil, b[:wire.HeaderLen]) {
+		return s.leaveFor(leaveUnsent, len(b))
+	}
+	s.sent(sc)
+	return len(b), link.Park
+}
+
+// badHeader says what is wrong with the header at the start of b, in PostgreSQL's words.
+func badHeader(b []byte) *Error {
+	if _, known := wire.FrontendLimit(b[0]); !known {
+		return fatalf(codeProtocolViolation, "invalid frontend message type %d", b[0])
+	}
+	return fatalf(codeProtocolViolation, "invalid message length")
+}
+
+// terminate ends the session once every ReadyForQuery that is owed was delivered: what is owed beyond them PostgreSQL would
+// not deliver either.
 func (s *Session) terminate(n int) (int, link.Next) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.srv != nil && s.turn.Owed() || s.finishing || s.waiting {
+	if s.srv != nil && s.turn.Ready() > 0 || s.finishing || s.waiting {
 		s.held = true
 		return n, link.Park
 	}
@@ -160,7 +199,7 @@ func (s *Session) borrowLocked(b []byte, done int) (int, link.Next) {
 	whole, stop := wholeMessages(b)
 	if whole == 0 {
 		s.mu.Unlock()
-		return s.stopped(stop, 0)
+		return s.stopped(stop, b)
 	}
 	s.waiting = true
 	s.setPending(b, whole, done)
@@ -299,8 +338,8 @@ func (s *Session) push(sc *server, c chunk, own bool) bool {
 	}
 	c.free()
 	switch {
-	case stop != stopNot:
-		s.end(stop.error())
+	case stop != stopNot: // wholeMessages has let nothing else through
+		s.end(errPipeline)
 	case done:
 		s.sent(sc)
 	case !own:
@@ -394,13 +433,6 @@ const (
 	stopTooMany               // too many answers would be owed
 	stopPrime                 // the next message needs something in front of it
 )
-
-func (s stop) error() *Error {
-	if s == stopTooMany {
-		return errPipeline
-	}
-	return fatalf(codeProtocolViolation, "invalid frontend message")
-}
 
 // frontendLength returns the length of the frontend message at the start of b, which holds a header; false if there can
 // be no such message.
@@ -568,11 +600,11 @@ func (s *Session) prime(first bool) stop {
 	}
 	s.primed = true
 	if s.turn.Unnamed() == turn.UnnamedLast {
-		s.prefix = s.unnamed
+		s.prefix = append(s.scratch[:0], s.unnamed...) // the next Parse may overwrite s.unnamed before this is written
 		s.turn.InjectParse()
 		return stopNot
 	}
-	s.prefix = closeUnnamed
+	s.prefix = append(s.scratch[:0], closeUnnamed...)
 	s.turn.InjectClose()
 	return stopNot
 }
@@ -780,6 +812,10 @@ func (sc *server) noteFatal(body []byte) bool {
 // noteReady decides at a ReadyForQuery whether the turn is over.
 func (sc *server) noteReady(s *Session) outcome {
 	if !s.turn.Quiet() {
+		if s.held && !s.sending && s.turn.Ready() == 0 {
+			s.held = false
+			return boundary
+		}
 		return goOn
 	}
 	s.risk = false

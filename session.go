@@ -65,6 +65,7 @@ type Session struct {
 	resume    bool     // Serve's goroutine is to send pending itself
 	closing   *Error   // end the session, with this, at the next boundary
 	axed      bool     // end the session now
+	bad       *Error   // a header that cannot be one was sent to the server
 	waitErr   *Error   // why waiting was in vain
 	lostErr   *lostErr // the server connection was lost
 	pending   chunk    // whole messages that wait for a server connection
@@ -72,7 +73,8 @@ type Session struct {
 	body      int              // bytes of a large message still to come from the client
 	big       *sqlscan.Scanner // of a large Query or Parse, until its text is complete
 	primed    bool             // srv's unnamed statement is ours, or we have none
-	prefix    []byte           // to be sent in front of the next message
+	prefix    []byte           // to be sent in front of the next message; in scratch where that is large enough
+	scratch   []byte           // goes with sending
 	pins      Effects
 	pinned    Effects // the first reason
 	served    bool

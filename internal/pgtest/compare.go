@@ -33,22 +33,32 @@ type Comparison struct {
 	Timeout time.Duration
 }
 
-// Run compares the transcripts of all scripts. The first that differs fails the test with its name, the difference and
-// the shortest part of the script found to show it. It returns the number of scripts run.
+// Run compares the transcripts of all scripts, and fails the test with what Check finds. It returns the number of
+// scripts run.
 func (c Comparison) Run(t testing.TB, scripts iter.Seq[*Script]) int {
 	t.Helper()
+	n, err := c.Check(scripts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// Check compares the transcripts of the scripts until one differs. The error has that script's name, the difference and
+// the shortest part of the script found to show it.
+func (c Comparison) Check(scripts iter.Seq[*Script]) (n int, err error) {
 	r := &comparing{Comparison: c, scripts: make(chan *Script), failed: make(chan struct{})}
 	r.answers = &answers{target: c.Direct, known: map[interference]string{}}
 	var workers sync.WaitGroup
 	for range cmp.Or(c.Workers, 3) {
 		workers.Go(r.work)
 	}
-	n := r.feed(scripts)
+	n = r.feed(scripts)
 	workers.Wait()
 	if r.failure != nil {
-		t.Fatal(r.failure.report())
+		return n, r.failure
 	}
-	return n
+	return n, nil
 }
 
 // comparing is one run of a comparison.
@@ -72,8 +82,9 @@ type failure struct {
 	what    string
 }
 
-func (f *failure) report() string {
-	return fmt.Sprintf("%s:\n%s\nminimal script:\n%s\nwhole script:\n%s", f.script.Name, f.what, f.minimal, f.script)
+// Error is the failure's report.
+func (f *failure) Error() string {
+	return fmt.Sprintf("pgtest: %s:\n%s\nminimal script:\n%s\nwhole script:\n%s", f.script.Name, f.what, f.minimal, f.script)
 }
 
 func (r *comparing) feed(scripts iter.Seq[*Script]) int {

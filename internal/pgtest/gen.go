@@ -190,8 +190,8 @@ func (g *generator) statementName() string {
 	return pick(g, []string{"", "", "", "", "", "", "", "", "", "", "", "s1", "s2"})
 }
 
-// usable keeps a script from the unnamed portal that a simple query has left in a failed transaction: PostgreSQL 18
-// crashes when that is executed or described. A Bind that came after the last Sync has replaced it, or has failed, in
+// usable keeps a script from the unnamed portal that a simple query has left in a failed transaction: PostgreSQL 18.4
+// has been seen to crash where one might have been executed. A Bind that came after the last Sync has replaced it, or has failed, in
 // which case everything up to the next Sync is skipped.
 func (g *generator) usable(portal string) string {
 	if portal == "" && !g.bound {
@@ -348,7 +348,8 @@ func (g *generator) copyBatch() {
 
 // chaos adds messages in no order at all, with two exceptions. There is no COPY among them, because a Query in the
 // middle of a COPY ends the connection. And a Sync stands before every Query and FunctionCall: in the implicit
-// transaction of messages that no Sync has ended, they lead PostgreSQL 18 to "unexpected state STARTED", and to a crash.
+// transaction of messages that no Sync has ended, they leave PostgreSQL 18.4 so that the query after the next Sync fails
+// with "StartTransactionCommand: unexpected state STARTED".
 func (g *generator) chaos() {
 	for range 1 + g.IntN(8) {
 		switch g.IntN(6) {

@@ -2,6 +2,8 @@ package pgtest
 
 import (
 	"errors"
+	"fmt"
+	"os"
 	"sync"
 	"testing"
 
@@ -48,7 +50,7 @@ func StopAll() error {
 func Main(m *testing.M) int {
 	code := m.Run()
 	if err := StopAll(); err != nil {
-		println(err.Error())
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return code

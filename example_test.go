@@ -1,0 +1,108 @@
+package pgmoor_test
+
+import (
+	"context"
+	"errors"
+	"log"
+	"net"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgmoor/pgmoor"
+)
+
+// A pooler for the users of a file, in front of two servers. The first Ctrl-C lets transactions finish.
+func Example() {
+	l, err := net.Listen("tcp", "127.0.0.1:6432")
+	if err != nil {
+		log.Fatal(err)
+	}
+	users, err := pgmoor.ReadUserList("userlist.txt")
+	if err != nil {
+		log.Fatal(err)
+	}
+	p, err := pgmoor.New(l, pgmoor.Config{
+		Upstream:       pgmoor.Upstream{Hosts: []string{"db1:5432", "db2:5432"}, SSLMode: "verify-full"},
+		Secrets:        users,
+		MaxConnections: 50,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	context.AfterFunc(interrupted, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if err := p.Shutdown(ctx); err != nil {
+			_ = p.Close()
+		}
+	})
+	if err := p.Serve(context.Background()); !errors.Is(err, pgmoor.ErrProxyClosed) {
+		log.Fatal(err)
+	}
+}
+
+// A client in the same process needs no port and no password. The same two functions serve a pgxpool.Config, as its
+// ConnConfig.DialFunc and ConnConfig.LookupFunc.
+func ExampleProxy_DialContext() {
+	p, err := pgmoor.New(nil, pgmoor.Config{Upstream: pgmoor.Upstream{Hosts: []string{"/var/run/postgresql"}}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	go p.Serve(context.Background())
+	defer p.Close()
+
+	cfg, err := pgconn.ParseConfig("host=pgmoor user=app dbname=shop sslmode=disable")
+	if err != nil {
+		log.Fatal(err)
+	}
+	cfg.DialFunc = p.DialContext
+	cfg.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
+	conn, err := pgconn.ConnectConfig(context.Background(), cfg)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+}
+
+// A Proxy is a net.Listener: a program can look at every client that has logged in before it is served.
+func ExampleProxy_Accept() {
+	l, err := net.Listen("tcp", "127.0.0.1:6432")
+	if err != nil {
+		log.Fatal(err)
+	}
+	p, err := pgmoor.New(l, pgmoor.Config{
+		Upstream:      pgmoor.Upstream{Hosts: []string{"127.0.0.1:5432"}},
+		Authenticator: pgmoor.Trust(),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for {
+		conn, err := p.Accept()
+		if err != nil {
+			log.Fatal(err)
+		}
+		s := conn.(*pgmoor.Session)
+		log.Printf("%s uses %s", s.Client().User(), s.Client().Database())
+		go s.Serve(context.Background())
+	}
+}
+
+// Where all clients of a database set the same parameters, their SET need not cost server connections.
+func ExamplePinningPolicyFunc() {
+	policy := pgmoor.PinningPolicyFunc(func(s *pgmoor.Session, effects pgmoor.Effects) pgmoor.Effects {
+		if s.Client().Database() == "reports" {
+			effects &^= pgmoor.EffectSetting
+		}
+		return effects
+	})
+	_ = pgmoor.Config{
+		Upstream: pgmoor.Upstream{Hosts: []string{"127.0.0.1:5432"}},
+		Pinning:  policy,
+	}
+}

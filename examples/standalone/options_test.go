@@ -1,0 +1,93 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgmoor/pgmoor"
+)
+
+func TestFlagsBecomeTheConfig(t *testing.T) {
+	users := filepath.Join(t.TempDir(), "userlist.txt")
+	require.NoError(t, os.WriteFile(users, []byte("\"app\" \"correct horse\"\n"), 0o600))
+	o, err := parseOptions([]string{
+		"-listen", "127.0.0.1:7000", "-listen", "/run/pgmoor.sock", "-upstream", "postgres://u:p@db1,db2:6000/x?sslmode=require",
+		"-users", users, "-max-connections", "7", "-max-opening", "2", "-borrow-timeout", "0", "-idle-timeout", "0",
+		"-handshake-timeout", "5s", "-log-level", "warn",
+	}, io.Discard)
+	require.NoError(t, err)
+	require.Equal(t, addresses{"127.0.0.1:7000", "/run/pgmoor.sock"}, o.listen)
+	c := o.config
+	require.Equal(t, []string{"db1:5432", "db2:6000"}, c.Upstream.Hosts)
+	require.Equal(t, "require", c.Upstream.SSLMode)
+	require.Equal(t, 7, c.MaxConnections)
+	require.Equal(t, 2, c.MaxOpening)
+	require.Equal(t, pgmoor.NoWait, c.BorrowTimeout)
+	require.Negative(t, c.IdleTimeout)
+	require.Equal(t, 5*time.Second, c.HandshakeTimeout)
+	require.Contains(t, o.secrets, "app")
+	require.Contains(t, o.secrets, "u")
+}
+
+func TestFlagsDefaultToTheDefaultsOfThePackage(t *testing.T) {
+	o, err := parseOptions([]string{"-upstream", "postgres://u:p@db"}, io.Discard)
+	require.NoError(t, err)
+	require.Equal(t, addresses{"127.0.0.1:6432"}, o.listen)
+	require.Equal(t, pgmoor.DefaultMaxConnections, o.config.MaxConnections)
+	require.Equal(t, pgmoor.DefaultBorrowTimeout, o.config.BorrowTimeout)
+	require.Equal(t, pgmoor.DefaultIdleTimeout, o.config.IdleTimeout)
+}
+
+func TestMistakesInFlagsAreNamed(t *testing.T) {
+	const up = "-upstream=postgres://u:sesame@db"
+	for name, tc := range map[string]struct {
+		args []string
+		says string
+	}{
+		"no upstream":          {nil, "-upstream is missing"},
+		"bad upstream":         {[]string{"-upstream", "db:5432"}, "-upstream: it is neither"},
+		"bad sslmode":          {[]string{up + "?sslmode=maybe"}, `"maybe"`},
+		"bad port":             {[]string{up + ":99999"}, "db:99999"},
+		"unknown flag":         {[]string{"-nonsense"}, "-nonsense"},
+		"an argument":          {[]string{up, "now"}, `"now"`},
+		"bad listen":           {[]string{up, "-listen", "6432"}, "neither HOST:PORT"},
+		"no passwords":         {[]string{"-upstream=postgres://db"}, "needs passwords"},
+		"no users file":        {[]string{up, "-users", "/nonexistent"}, "-users"},
+		"unknown method":       {[]string{up, "-auth", "ldap"}, `"ldap"`},
+		"trust for the world":  {[]string{up, "-auth", "trust", "-listen", ":6432"}, "-listen :6432 is neither"},
+		"half a certificate":   {[]string{up, "-tls-cert", "x"}, "go together"},
+		"TLS without":          {[]string{up, "-require-tls"}, "-require-tls needs"},
+		"certificate missing":  {[]string{up, "-tls-cert", "/nonexistent", "-tls-key", "/nonexistent"}, "-tls-cert"},
+		"no connections":       {[]string{up, "-max-connections", "0"}, "-max-connections"},
+		"long wait":            {[]string{up, "-borrow-timeout", "1h"}, "5m0s"},
+		"negative drain":       {[]string{up, "-drain-timeout", "-1s"}, "-drain-timeout"},
+		"unknown level":        {[]string{up, "-log-level", "loud"}, "-log-level"},
+		"negative idle number": {[]string{up, "-max-opening", "-1"}, "-max-opening"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var stderr bytes.Buffer
+			require.Equal(t, 2, run(tc.args, io.Discard, &stderr))
+			require.Contains(t, stderr.String(), tc.says)
+			require.NotContains(t, stderr.String(), "sesame")
+		})
+	}
+}
+
+func TestHelpNamesEveryFlag(t *testing.T) {
+	var stdout bytes.Buffer
+	require.Zero(t, run([]string{"-h"}, &stdout, io.Discard))
+	(&options{}).flags().VisitAll(func(f *flag.Flag) { require.Contains(t, stdout.String(), "  -"+f.Name) })
+}
+
+func TestVersionIsPrinted(t *testing.T) {
+	var stdout bytes.Buffer
+	require.Zero(t, run([]string{"-version"}, &stdout, io.Discard))
+	require.Regexp(t, `^pgmoor \S+ go1\.`, stdout.String())
+}

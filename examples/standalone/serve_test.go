@@ -1,0 +1,206 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgmoor/pgmoor"
+	"github.com/pgmoor/pgmoor/examples/internal/demodb"
+)
+
+// database is what all tests of the package use.
+var database *demodb.DB
+
+func TestMain(m *testing.M) {
+	var err error
+	database, err = demodb.Open(context.Background(), "", func(string) {})
+	if err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	if err := database.Close(); err != nil {
+		panic(err)
+	}
+	os.Exit(code)
+}
+
+// daemon is a running standalone.
+type daemon struct {
+	cmd     *exec.Cmd
+	stderr  *bufio.Reader
+	addr    string
+	metrics string
+}
+
+var (
+	readyLine   = regexp.MustCompile(`^pgmoor: ready on (\S+)( and \S+)*, upstream \S+, at most 3 server connections\n$`)
+	metricsLine = regexp.MustCompile(`metrics.* addr=(\S+)`)
+)
+
+// startDaemon runs the program itself, since signals and exit statuses are part of it.
+func startDaemon(t *testing.T, args ...string) *daemon {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "standalone")
+	out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	upstream := "host=" + strings.TrimSuffix(database.Upstream.Hosts[0], ":5432")
+	args = append([]string{
+		"-listen", "127.0.0.1:0", "-upstream", upstream, "-max-connections", "3",
+		"-metrics", "127.0.0.1:0",
+	}, args...)
+	d := &daemon{cmd: exec.Command(program, args...)}
+	pipe, err := d.cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, d.cmd.Start())
+	t.Cleanup(func() { _ = d.cmd.Process.Kill() })
+	d.stderr = bufio.NewReader(pipe)
+	for d.addr == "" {
+		line, err := d.stderr.ReadString('\n')
+		require.NoError(t, err)
+		if m := metricsLine.FindStringSubmatch(line); m != nil {
+			d.metrics = m[1]
+		}
+		if m := readyLine.FindStringSubmatch(line); m != nil {
+			d.addr = m[1]
+		}
+	}
+	return d
+}
+
+func (d *daemon) signal(t *testing.T) {
+	t.Helper()
+	require.NoError(t, d.cmd.Process.Signal(syscall.SIGTERM))
+}
+
+// exit waits for the end and returns the exit status.
+func (d *daemon) exit(t *testing.T) int {
+	t.Helper()
+	_, err := io.Copy(io.Discard, d.stderr)
+	require.NoError(t, err)
+	_ = d.cmd.Wait()
+	return d.cmd.ProcessState.ExitCode()
+}
+
+func connect(t *testing.T, conninfo string) *pgx.Conn {
+	t.Helper()
+	cfg, err := pgx.ParseConfig(conninfo)
+	require.NoError(t, err)
+	cfg.User, cfg.Database, cfg.DefaultQueryExecMode = database.User, database.Database, pgx.QueryExecModeExec
+	c, err := pgx.ConnectConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close(context.Background()) })
+	return c
+}
+
+func host(addr string) string {
+	h, p, _ := net.SplitHostPort(addr)
+	return "host=" + h + " port=" + p
+}
+
+func userList(t *testing.T) string {
+	path := filepath.Join(t.TempDir(), "userlist.txt")
+	require.NoError(t, os.WriteFile(path, []byte(`"`+database.User+`" "correct horse"`+"\n"), 0o600))
+	return path
+}
+
+func TestClientsLogInAndFiguresAreServed(t *testing.T) {
+	socketDir := t.TempDir()
+	socket := filepath.Join(socketDir, ".s.PGSQL.6432")
+	left, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	require.NoError(t, err)
+	left.SetUnlinkOnClose(false) // as if its owner had been killed
+	require.NoError(t, left.Close())
+
+	cert, key := certificate(t)
+	d := startDaemon(t, "-users", userList(t), "-listen", socket, "-tls-cert", cert, "-tls-key", key, "-require-tls")
+	for _, conninfo := range []string{
+		host(d.addr) + " sslmode=require password='correct horse'",
+		"host=" + socketDir + " port=6432 password='correct horse'",
+	} {
+		var one int
+		require.NoError(t, connect(t, conninfo).QueryRow(t.Context(), "select 1").Scan(&one))
+	}
+	_, err = pgx.Connect(t.Context(), host(d.addr)+" sslmode=disable password='correct horse'")
+	require.ErrorContains(t, err, "encrypted")
+
+	var stats pgmoor.Stats
+	require.NoError(t, json.Unmarshal(get(t, "http://"+d.metrics+"/stats"), &stats))
+	require.EqualValues(t, 2, stats.ClientsTotal)
+	require.Equal(t, "ok\n", string(get(t, "http://"+d.metrics+"/healthz")))
+	d.signal(t)
+	require.Zero(t, d.exit(t))
+}
+
+func get(t *testing.T, url string) []byte {
+	t.Helper()
+	resp, err := http.Get(url)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, resp.StatusCode)
+	return body
+}
+
+func TestTheFirstSignalWaitsForTransactions(t *testing.T) {
+	d := startDaemon(t, "-auth", "trust")
+	c := connect(t, host(d.addr)+" sslmode=disable")
+	tx, err := c.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "select 1")
+	require.NoError(t, err)
+	d.signal(t)
+	_, err = d.stderr.ReadString('\n') // that it drains
+	require.NoError(t, err)
+	require.NoError(t, tx.Commit(t.Context()))
+	require.Zero(t, d.exit(t))
+}
+
+func TestTheSecondSignalDoesNot(t *testing.T) {
+	d := startDaemon(t, "-auth", "trust", "-drain-timeout", "1h")
+	_, err := connect(t, host(d.addr)+" sslmode=disable").Exec(t.Context(), "begin")
+	require.NoError(t, err)
+	d.signal(t)
+	_, err = d.stderr.ReadString('\n')
+	require.NoError(t, err)
+	d.signal(t)
+	require.Equal(t, 1, d.exit(t))
+}
+
+// certificate returns the files of a self-signed certificate and its key.
+func certificate(t *testing.T) (certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	require.NoError(t, err)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	dir := t.TempDir()
+	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	require.NoError(t, os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o600))
+	require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
+	return certFile, keyFile
+}

@@ -1,0 +1,112 @@
+// Command wraplistener puts two pieces of its own into a pooler: a listener that limits how fast one address may connect,
+// and a policy that says which session state is worth a server connection.
+//
+//	go -C examples run ./wraplistener
+//	go -C examples run ./wraplistener -upstream postgres://user:password@host/database
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"github.com/pgmoor/pgmoor"
+	"github.com/pgmoor/pgmoor/examples/internal/demodb"
+)
+
+// limited is a listener that lets one address connect a number of times in every interval and closes what is beyond.
+type limited struct {
+	net.Listener
+	limit    int
+	interval time.Duration
+
+	mu    sync.Mutex
+	since time.Time
+	count map[string]int
+}
+
+// Accept returns the next connection that is within the limit.
+func (l *limited) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil || l.admit(c.RemoteAddr()) {
+			return c, err
+		}
+		_ = c.Close()
+	}
+}
+
+func (l *limited) admit(addr net.Addr) bool {
+	host, _, err := net.SplitHostPort(addr.String())
+	if err != nil {
+		return true // not an IP address
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Since(l.since) >= l.interval {
+		l.since, l.count = time.Now(), map[string]int{}
+	}
+	l.count[host]++
+	return l.count[host] <= l.limit
+}
+
+// shareReports pins every session as the default policy does, save those of the reporting user: what they SET is shared,
+// which is all right as long as all of them set the same.
+func shareReports(s *pgmoor.Session, effects pgmoor.Effects) pgmoor.Effects {
+	if s.Client().User() == "reports" {
+		return effects &^ pgmoor.EffectSetting
+	}
+	return effects
+}
+
+// newProxy returns a Proxy with both pieces.
+func newProxy(addr string, limit int, db *demodb.DB) (*pgmoor.Proxy, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return pgmoor.New(&limited{Listener: l, limit: limit, interval: time.Second}, pgmoor.Config{
+		Upstream: db.Upstream,
+		Secrets:  db.Secrets(),
+		Pinning:  pgmoor.PinningPolicyFunc(shareReports),
+	})
+}
+
+func main() {
+	upstream := flag.String("upstream", os.Getenv("PGMOOR_UPSTREAM"), "use the database that the `DSN` names; if empty, a throw-away server is started")
+	listen := flag.String("listen", "127.0.0.1:6432", "listen on `HOST:PORT`")
+	limit := flag.Int("limit", 20, "accept `N` connections a second from one address")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, *upstream, *listen, *limit); err != nil {
+		fmt.Fprintln(os.Stderr, "wraplistener:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, upstream, listen string, limit int) error {
+	db, err := demodb.Open(ctx, upstream, func(s string) { fmt.Println(s) })
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	p, err := newProxy(listen, limit, db)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("serving on %s until Ctrl-C\n", p.Addr())
+	if db.Invented {
+		fmt.Printf("psql 'postgres://%s:%s@%s/%s'\n", db.User, db.Password, p.Addr(), db.Database)
+	}
+	if err := p.Serve(ctx); !errors.Is(err, pgmoor.ErrProxyClosed) {
+		return err
+	}
+	return nil
+}
