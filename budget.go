@@ -14,10 +14,11 @@ type budget struct {
 	// fair, while somebody has a claim, is the number of connections beyond which a pool must give one up.
 	fair atomic.Int32
 
-	mu     sync.Mutex // taken inside a pool's; takes none
-	used   int
-	pools  []*pool
-	claims []*pool // oldest first
+	mu       sync.Mutex // taken inside a pool's; takes none
+	used     int
+	yielding int // connections that were given up for claims and are not closed yet
+	pools    []*pool
+	claims   []*pool // oldest first
 }
 
 // take takes a token for p. Where it does not, p is woken when a token is given back.
@@ -71,11 +72,16 @@ func (b *budget) claim(p *pool, pools []*pool) {
 	b.fair.Store(int32(fair))
 }
 
-// unclaim gives p's claim up.
+// unclaim gives p's claim up, and wakes the pools that waited behind it.
 func (b *budget) unclaim(p *pool) {
 	b.mu.Lock()
+	claimed := slices.Contains(b.claims, p)
 	b.unclaimLocked(p)
+	pools := slices.Clone(b.pools)
 	b.mu.Unlock()
+	if claimed {
+		refill(pools)
+	}
 }
 
 func (b *budget) unclaimLocked(p *pool) {
@@ -87,19 +93,33 @@ func (b *budget) unclaimLocked(p *pool) {
 	}
 }
 
-// mustYield reports whether a pool with that many connections has to give up the one that has just come back. Each claim
-// costs one connection.
-func (b *budget) mustYield(servers int) bool {
+// mustYield reports whether a pool with that many connections has to give up the one that has just come back; idle says
+// that nobody in the pool waits for it. Each claim costs one connection.
+func (b *budget) mustYield(servers int, idle bool) bool {
 	f := b.fair.Load()
-	return f != 0 && servers > int(f) && b.fair.CompareAndSwap(f, 0)
+	if f == 0 || !idle && servers <= int(f) {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.limit-b.used+b.yielding >= len(b.claims) {
+		return false
+	}
+	b.yielding++
+	return true
 }
 
 // give gives a token back and wakes the pools that went without.
 func (b *budget) give() {
 	b.mu.Lock()
 	b.used--
+	b.yielding = max(0, b.yielding-1)
 	pools := slices.Clone(b.pools)
 	b.mu.Unlock()
+	refill(pools)
+}
+
+func refill(pools []*pool) {
 	for _, p := range pools {
 		p.refill()
 	}
@@ -112,9 +132,9 @@ func (b *budget) add(p *pool) {
 }
 
 func (b *budget) remove(p *pool) {
+	b.unclaim(p)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.unclaimLocked(p)
 	if i := slices.Index(b.pools, p); i >= 0 {
 		b.pools = slices.Delete(b.pools, i, i+1)
 	}

@@ -45,6 +45,9 @@ func (s *Session) cancel() {
 // holdForCancel; afterwards sc may be lent to others again.
 func (e *env) cancelBackend(sc *server) {
 	defer sc.pool.cancelDone(sc)
+	if e.closed.Load() {
+		return
+	}
 	ctx, stop := context.WithTimeout(context.Background(), cancelLimit)
 	defer stop()
 	conn, err := e.up.cfg.dialer().DialContext(ctx, sc.network, sc.address)

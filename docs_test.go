@@ -30,6 +30,19 @@ func TestEffectsTableIsThatOfTheSource(t *testing.T) {
 	requirePart(t, "pinning.md", "effects", effectsTable(t, parse(t, "pinning.go")))
 }
 
+func TestReadmeShowsCodeThatCompiles(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	example, err := os.ReadFile("example_test.go")
+	require.NoError(t, err)
+	_, block, ok := strings.Cut(string(readme), "```go\n")
+	require.True(t, ok)
+	block, _, ok = strings.Cut(block, "```")
+	require.True(t, ok)
+	body := "func Example() {\n\t" + strings.ReplaceAll(strings.TrimSuffix(block, "\n"), "\n", "\n\t") + "\n}\n"
+	require.Contains(t, string(example), body)
+}
+
 func parse(t *testing.T, path string) *ast.File {
 	t.Helper()
 	f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ParseComments|parser.SkipObjectResolution)

@@ -2,7 +2,6 @@ package pgmoor_test
 
 import (
 	"context"
-	"errors"
 	"log"
 	"net"
 	"os"
@@ -14,8 +13,24 @@ import (
 	"github.com/pgmoor/pgmoor"
 )
 
-// A pooler for the users of a file, in front of two servers. The first Ctrl-C lets transactions finish.
+// A pooler in front of a server, for one user.
 func Example() {
+	l, err := net.Listen("tcp", "127.0.0.1:6432")
+	if err != nil {
+		log.Fatal(err)
+	}
+	p, err := pgmoor.New(l, pgmoor.Config{
+		Upstream: pgmoor.Upstream{Hosts: []string{"db1:5432"}},
+		Secrets:  pgmoor.StaticSecrets{"app": pgmoor.NewSecret("correct horse")},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	log.Fatal(p.Serve(context.Background()))
+}
+
+// A pooler for the users of a file, in front of two servers. Ctrl-C lets transactions finish, for half a minute.
+func ExampleProxy_Shutdown() {
 	l, err := net.Listen("tcp", "127.0.0.1:6432")
 	if err != nil {
 		log.Fatal(err)
@@ -34,15 +49,14 @@ func Example() {
 	}
 	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	context.AfterFunc(interrupted, func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		if err := p.Shutdown(ctx); err != nil {
-			_ = p.Close()
-		}
-	})
-	if err := p.Serve(context.Background()); !errors.Is(err, pgmoor.ErrProxyClosed) {
-		log.Fatal(err)
+	go p.Serve(context.Background())
+	<-interrupted.Done()
+
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := p.Shutdown(ctx); err != nil {
+		log.Print("not everybody was done: ", err)
+		_ = p.Close()
 	}
 }
 

@@ -9,7 +9,11 @@ import (
 // client is told is written by the session's own goroutine.
 func (s *Session) serverLost(sc *server) {
 	s.mu.Lock()
-	if s.srv != sc || s.gone {
+	if s.srv != sc {
+		s.mu.Unlock()
+		return
+	}
+	if s.gone {
 		s.dropLocked(sc)
 		s.mu.Unlock()
 		return

@@ -60,8 +60,9 @@ const unresettable = EffectLoad | EffectRandomSeed | EffectForeignState | Effect
 // mandatory are the effects for which a session is pinned whatever the policy says: without it the proxy itself would fail.
 const mandatory = EffectNamedStatement | EffectReplication | EffectProtocol | EffectUnnamedStatement
 
-// PinningPolicy decides what makes a session keep its server connection. It is asked when a session that is not pinned
-// sends a statement that has effects. It is called from the goroutines that relay: it must not wait.
+// PinningPolicy decides what makes a session keep its server connection. It is asked when a session
+// sends a statement with effects for which it is not pinned yet. It is called from the goroutines that relay: it must not
+// wait, and it must not call the session's methods other than Client.
 type PinningPolicy interface {
 	// Pin returns those of the effects for which the session is to be pinned. What it leaves out is shared: it
 	// stays with the server connection, where later transactions of any client may meet it. The effects

@@ -3,7 +3,9 @@ package pgmoor
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,7 +45,8 @@ type pool struct {
 
 	mu      sync.Mutex // never held across I/O; taken inside a session's, takes none
 	idle    []*server  // the last is the most recently used
-	servers int        // open
+	open    map[*server]struct{}
+	servers int // how many are open
 	opening int
 	first   *Session // waiters, oldest first
 	last    *Session
@@ -64,7 +67,7 @@ type openerKey struct{}
 var errNotOpener = errors.New("pgmoor: only the opener may construct")
 
 func newPool(key poolKey, up *upstream, e *env, b *budget) (*pool, error) {
-	p := &pool{key: key, up: up, env: e, budget: b, wake: make(chan struct{}, 1)}
+	p := &pool{key: key, up: up, env: e, budget: b, wake: make(chan struct{}, 1), open: make(map[*server]struct{})}
 	p.ctx, p.stop = context.WithCancel(context.WithValue(context.Background(), openerKey{}, p))
 	inv, err := puddle.NewPool(&puddle.Config[*server]{
 		Constructor: p.construct, Destructor: (*server).destroy, MaxSize: puddleCeiling,
@@ -141,6 +144,22 @@ func (p *pool) enqueueLocked(s *Session) {
 	}
 }
 
+// requeue puts s back to where the queue's next is taken from: the server connection that it was about to get has ended.
+func (p *pool) requeue(s *Session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.queued = true
+	s.prev, s.next = nil, p.first
+	if p.first == nil {
+		p.last = s
+	} else {
+		p.first.prev = s
+	}
+	p.first = s
+	p.waiting++
+	p.nudge()
+}
+
 // forget takes s out of the queue and reports whether it was there.
 func (p *pool) forget(s *Session) bool {
 	p.mu.Lock()
@@ -199,7 +218,7 @@ func (p *pool) release(sc *server) *Session {
 		p.mu.Unlock()
 		return nil
 	}
-	if p.closed || sc.retired() || p.budget.mustYield(p.servers) {
+	if p.closed || sc.retired() || p.budget.mustYield(p.servers, p.first == nil) {
 		p.mu.Unlock()
 		sc.kill()
 		return nil
@@ -242,6 +261,7 @@ func (p *pool) lost(sc *server) {
 	p.mu.Lock()
 	p.dropIdleLocked(sc)
 	p.servers--
+	delete(p.open, sc)
 	p.mu.Unlock()
 	sc.res.Destroy()
 	p.env.count.serversClosed.Add(1)
@@ -305,24 +325,30 @@ func (p *pool) keep() {
 
 // openMore starts as many openers as are wanted, unless the last login failed a moment ago.
 func (p *pool) openMore() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed || p.env.now().Before(p.retryAt) {
-		return
-	}
-	n := p.wantsLocked()
-	if n <= 0 && p.opening == 0 && !p.starved {
+	if sated := p.startOpeners(); sated {
 		p.budget.unclaim(p)
-	}
-	for ; n > 0; n-- {
-		p.opening++
-		p.wg.Add(1)
-		go p.open()
 	}
 }
 
-// open is an opener: it logs in once and hands the connection to whoever waits longest.
-func (p *pool) open() {
+// startOpeners reports whether the pool wants nothing more than it has.
+func (p *pool) startOpeners() (sated bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.env.now().Before(p.retryAt) {
+		return false
+	}
+	n := p.wantsLocked()
+	sated = n <= 0 && p.opening == 0 && !p.starved
+	for ; n > 0; n-- {
+		p.opening++
+		p.wg.Add(1)
+		go p.opener()
+	}
+	return sated
+}
+
+// opener logs in once and hands the connection to whoever waits longest.
+func (p *pool) opener() {
 	defer p.wg.Done()
 	if !p.mayDial() {
 		return
@@ -361,6 +387,7 @@ func (p *pool) opened(res *puddle.Resource[*server]) {
 	sc.res = res
 	p.opening--
 	p.servers++
+	p.open[sc] = struct{}{}
 	p.backoff, p.retryAt = 0, time.Time{}
 	p.welcome = sc.welcome
 	p.tellLoginsLocked(nil)
@@ -499,7 +526,7 @@ func (p *pool) retireIdle() {
 func (p *pool) close() {
 	p.mu.Lock()
 	p.closed = true
-	idle := p.idle
+	all := slices.Collect(maps.Keys(p.open))
 	p.idle = nil
 	var refused []*Session
 	for p.first != nil {
@@ -511,7 +538,7 @@ func (p *pool) close() {
 	for _, s := range refused {
 		s.waitFailed(asError(ErrProxyClosed))
 	}
-	for _, sc := range idle {
+	for _, sc := range all {
 		sc.kill()
 	}
 	p.stop()

@@ -40,9 +40,8 @@ type Proxy struct {
 	ctx   context.Context
 	stop  context.CancelFunc
 
-	startOnce, closeOnce sync.Once
-	wg                   sync.WaitGroup // accept loops, handshakes, the sweeper
-	sessions             sync.WaitGroup // sessions that Serve runs
+	wg       sync.WaitGroup // accept loops, handshakes, the sweeper
+	sessions sync.WaitGroup // sessions that Serve runs
 
 	mu        sync.Mutex
 	listeners []net.Listener
@@ -72,6 +71,7 @@ type env struct {
 	byPid     map[uint32]*Session
 	lastPid   uint32
 	empty     chan struct{} // closed when no session is left; nil until someone asks
+	closed    atomic.Bool   // by Close: nothing is worth waiting for any more
 	pinnedNow [numEffects]int
 	pinsTotal [numEffects]int64
 }
@@ -352,7 +352,7 @@ func (p *Proxy) open(c *Client) (*Session, error) {
 		if s.srv != nil {
 			s.srv.kill()
 		}
-		pl.unref()
+		p.env.forget(s)
 		return nil, err
 	}
 	return s, nil
@@ -373,7 +373,6 @@ func (p *Proxy) greet(s *Session, statuses []byte) error {
 		err = s.client.conn.SetDeadline(time.Time{})
 	}
 	if err != nil {
-		p.env.unregister(s)
 		return err
 	}
 	if p.isClosing() {
@@ -524,6 +523,7 @@ func (p *Proxy) Close() error {
 			err = e
 		}
 	}
+	p.env.closed.Store(true)
 	p.stop()
 	for _, s := range p.env.all() {
 		_ = s.finishNow()

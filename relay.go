@@ -148,7 +148,7 @@ func (s *Session) malformed(b []byte) (int, link.Next) {
 		return s.fatal(e, 0)
 	}
 	s.bad = e
-	s.pin(EffectProtocol)
+	s.pinFor(EffectProtocol)
 	s.sending = true
 	s.mu.Unlock()
 	if !s.transmit(sc, nil, b[:wire.HeaderLen]) {
@@ -203,11 +203,10 @@ func (s *Session) borrowLocked(b []byte, done int) (int, link.Next) {
 	}
 	s.waiting = true
 	s.setPending(b, whole, done)
-	if sc := s.pool.borrow(s); sc != nil {
-		c := s.pending
-		s.pending = chunk{}
-		s.holdLocked(sc)
-		return s.lentLocked(sc, b, whole, c)
+	for sc := s.pool.borrow(s); sc != nil; sc = s.pool.borrow(s) {
+		if s.holdLocked(sc) {
+			return s.lentLocked(sc, whole)
+		}
 	}
 	s.mu.Unlock()
 	return s.consumed(whole), link.Park
@@ -235,7 +234,9 @@ func (s *Session) setPending(b []byte, n, done int) {
 }
 
 // lentLocked sends the request for which a server connection was there at once.
-func (s *Session) lentLocked(sc *server, b []byte, whole int, c chunk) (int, link.Next) {
+func (s *Session) lentLocked(sc *server, whole int) (int, link.Next) {
+	c := s.pending
+	s.pending = chunk{}
 	s.sending = true
 	s.mu.Unlock()
 	if !s.push(sc, c, true) {
@@ -292,13 +293,19 @@ func (s *Session) keepLocked(b []byte, done int) (int, link.Next) {
 	return 0, link.Park
 }
 
-// holdLocked makes sc the server connection that the session holds.
-func (s *Session) holdLocked(sc *server) {
+// holdLocked makes sc the server connection that the session holds. It reports false, and changes nothing, if sc has ended
+// before a byte of the session's reached it.
+func (s *Session) holdLocked(sc *server) bool {
+	sc.sess.Store(s)
+	if sc.ended.Load() {
+		sc.sess.Store(nil)
+		return false
+	}
 	s.srv = sc
 	s.waiting = false
 	s.primed = sc.unnamed != 0 && sc.unnamed == s.unnamedID && s.turn.Unnamed() == turn.UnnamedLast
 	sc.failed, sc.winds, sc.reset = false, 0, false
-	sc.sess.Store(s)
+	return true
 }
 
 // attach gives the connection to a session that waited for one and sends its request. It reports false if the session
@@ -309,9 +316,13 @@ func (sc *server) attach(s *Session) bool {
 		s.mu.Unlock()
 		return false
 	}
+	if !s.holdLocked(sc) {
+		s.mu.Unlock()
+		s.pool.requeue(s)
+		return false
+	}
 	c := s.pending
 	s.pending = chunk{}
-	s.holdLocked(sc)
 	s.sending = true
 	s.mu.Unlock()
 	s.push(sc, c, false)
@@ -552,7 +563,7 @@ func (s *Session) parse(msg []byte, l int, unnamed bool) {
 	body := msg[wire.HeaderLen:]
 	if !unnamed {
 		s.nameRisk = true
-		s.pin(EffectNamedStatement)
+		s.pinFor(EffectNamedStatement)
 		_, text, ok := wire.CString(body)
 		if !ok { // the name alone fills a buffer: the server will say no
 			return
@@ -563,7 +574,7 @@ func (s *Session) parse(msg []byte, l int, unnamed bool) {
 	s.primed = true
 	s.unnamedID = s.env.statementIDs.Add(1)
 	if l > len(msg) {
-		s.pin(EffectUnnamedStatement)
+		s.pinFor(EffectUnnamedStatement)
 		s.unnamed = nil
 	} else {
 		s.unnamed = append(s.unnamed[:0], msg...)
@@ -647,10 +658,15 @@ func (s *Session) effect(e sqlscan.Effect) {
 	if e&mayCommit != 0 {
 		s.risk, s.stmtRisk = true, true
 	}
-	if e&pinningScan != 0 && s.pins&^effectsOf(e) != s.pins|effectsOf(e) {
-		if eff := effectsOf(e) &^ s.pins; eff != 0 {
-			s.pin(s.env.policy.Pin(s, eff) & eff)
-		}
+	if e&pinningScan != 0 {
+		s.pinFor(effectsOf(e))
+	}
+}
+
+// pinFor pins the session for those of the effects that the policy says, and those that are not up to it.
+func (s *Session) pinFor(e Effects) {
+	if e &^= s.pins; e != 0 {
+		s.pin(s.env.policy.Pin(s, e)&e | e&mandatory)
 	}
 }
 
@@ -823,9 +839,9 @@ func (sc *server) noteReady(s *Session) outcome {
 	case s.gone:
 		return winding
 	case s.turn.Lost():
-		s.pin(EffectProtocol)
+		s.pinFor(EffectProtocol)
 	case len(sc.drift) > 0 && s.turn.Status() == 'I':
-		s.pin(EffectUntrackedSetting)
+		s.pinFor(EffectUntrackedSetting)
 	}
 	if s.pins == 0 && s.turn.Releasable() {
 		s.finishing = true

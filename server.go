@@ -32,6 +32,7 @@ type server struct {
 
 	sess   atomic.Pointer[Session] // who holds it
 	killed atomic.Bool             // no more use: serve ends at the next interruption
+	ended  atomic.Bool             // serve has ended, or looks at sess for the last time
 
 	// Owned by serve.
 	rest  []byte            // of a reply, that the client's socket did not take
@@ -151,6 +152,7 @@ func (sc *server) flush() {
 func (sc *server) end() {
 	sc.killed.Store(true)
 	sc.link.Release()
+	sc.ended.Store(true) // before sess is looked at: holdLocked does it the other way round
 	if s := sc.sess.Load(); s != nil {
 		s.serverLost(sc)
 	} else {

@@ -16,10 +16,8 @@ import (
 // errServed is returned by Session's methods for raw access once Serve was called.
 var errServed = errors.New("pgmoor: the session is being served")
 
-var (
-	errAbandoned = errors.New("pgmoor: the server said something unexpected")
-	errBadFrame  = errors.New("pgmoor: malformed message")
-)
+// errAbandoned is why a server connection ends that is given up.
+var errAbandoned = errors.New("pgmoor: the server said something unexpected")
 
 // smallRequest is up to how many bytes a waiting request is copied, so that the link keeps its buffer.
 const smallRequest = 512
@@ -134,8 +132,6 @@ func (c *chunk) bytes() []byte {
 }
 
 func (c *chunk) empty() bool { return c.size == 0 }
-
-func (c *chunk) advance(n int) { c.off, c.size = c.off+n, c.size-n }
 
 func (c *chunk) free() {
 	if c.small != nil {
@@ -309,29 +305,30 @@ func (s *Session) sendUnsent() {
 	s.sent(sc)
 }
 
-// interrupted looks at what changed while the goroutine was reading or waiting.
+// interrupted looks at what changed while the goroutine was reading or waiting, until nothing is left to do about it.
 func (s *Session) interrupted() (goOn bool) {
-	s.mu.Lock()
-	switch {
-	case s.axed:
-		return s.endLocked(s.closing)
-	case s.closing != nil && s.idleLocked():
-		return s.endLocked(s.closing)
-	case s.waitErr != nil:
-		err := s.waitErr
-		s.waitErr, s.waiting, s.held = nil, false, false
-		return s.refuseLocked(err)
-	case s.lostErr != nil:
-		return s.takeLossLocked()
-	case s.resume:
-		s.resume = false
-		s.mu.Unlock()
-		s.sendUnsent()
-		return true
+	for goOn = true; goOn; {
+		s.mu.Lock()
+		switch {
+		case s.axed || s.closing != nil && s.idleLocked():
+			return s.endLocked(s.closing)
+		case s.waitErr != nil:
+			err := s.waitErr
+			s.waitErr, s.waiting, s.held = nil, false, false
+			goOn = s.refuseLocked(err)
+		case s.lostErr != nil:
+			goOn = s.takeLossLocked()
+		case s.resume:
+			s.resume = false
+			s.mu.Unlock()
+			s.sendUnsent()
+		default:
+			s.held = false
+			s.mu.Unlock()
+			return true
+		}
 	}
-	s.held = false
-	s.mu.Unlock()
-	return true
+	return false
 }
 
 // idleLocked reports whether the session is at a boundary.

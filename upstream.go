@@ -51,9 +51,9 @@ var baseConfig = sync.OnceValues(func() (*pgconn.Config, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer os.Remove(f.Name())
-		defer f.Close()
-		if _, err := f.WriteString("[none]\n"); err != nil {
+		defer func() { _ = os.Remove(f.Name()) }()
+		_, err = f.WriteString("[none]\n")
+		if err = errors.Join(err, f.Close()); err != nil {
 			return nil, err
 		}
 		conninfo += " service=none servicefile='" + strings.ReplaceAll(f.Name(), "'", `\'`) + "'"

@@ -38,8 +38,10 @@ type options struct {
 // addresses is a flag that may be repeated.
 type addresses []string
 
+// String joins what was given.
 func (a *addresses) String() string { return strings.Join(*a, ",") }
 
+// Set adds an address.
 func (a *addresses) Set(s string) error {
 	if !isSocket(s) {
 		if _, _, err := net.SplitHostPort(s); err != nil {

@@ -50,7 +50,7 @@ func Open(ctx context.Context, source string, say func(string)) (*DB, error) {
 	}
 	c, err := db.Connect(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("the server that the connection string names: %w", err)
+		return nil, fmt.Errorf("the server that the connection string names: %w\nmend -upstream, or leave it and PGMOOR_UPSTREAM away for a throw-away server", err)
 	}
 	say("using PostgreSQL " + c.PgConn().ParameterStatus("server_version") + " at " + db.Upstream.Hosts[0])
 	db.invent()

@@ -1,0 +1,8 @@
+//go:build linux && !race
+
+package link_test
+
+const (
+	raceEnabled = false
+	fastPath    = true
+)

@@ -1,0 +1,8 @@
+//go:build race
+
+package link_test
+
+const (
+	raceEnabled = true
+	fastPath    = false
+)

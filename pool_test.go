@@ -1,0 +1,394 @@
+package pgmoor_test
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgmoor/pgmoor"
+)
+
+func TestARequestWaitsExactlyAsLongAsTheBorrowTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, pgmoor.Config{MaxConnections: 1, BorrowTimeout: 7 * time.Second}, new(fake))
+		holder, waiter, extended := r.connect(t, "u"), r.connect(t, "u"), r.connect(t, "u")
+		holder.ok("BEGIN")
+		start := time.Now()
+		got := waiter.query("SELECT 1")
+		require.Equal(t, 7*time.Second, time.Since(start))
+		require.Equal(t, "08000", got.err.Code)
+		require.Equal(t, "ERROR", got.err.Severity)
+		require.Equal(t, "timed out waiting to acquire a database connection", got.err.Message)
+		require.Equal(t, "1 requests were waiting, the oldest left for 0s, for 1 server connections, of which 0 are kept by pinned sessions.", got.err.Hint)
+		require.EqualValues(t, 'I', got.status)
+		got = extended.extended("SELECT 1")
+		require.Equal(t, "08000", got.err.Code)
+		require.Equal(t, 1, got.errs)
+		require.EqualValues(t, 'I', got.status)
+
+		holder.ok("COMMIT")
+		waiter.ok("SELECT 1")
+		require.Equal(t, []string{"SELECT 2"}, extended.extended("SELECT 2").tags)
+		require.EqualValues(t, 2, r.Stats().BorrowTimeouts)
+	})
+}
+
+func TestHintsOfBorrowTimeoutsCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, pgmoor.Config{MaxConnections: 2, BorrowTimeout: 7 * time.Second}, new(fake))
+		pinned, holder, first, second := r.connect(t, "u"), r.connect(t, "u"), r.connect(t, "u"), r.connect(t, "u")
+		pinned.ok("SET a = 1")
+		holder.ok("BEGIN")
+		first.ask("SELECT 1")
+		time.Sleep(2 * time.Second)
+		second.ask("SELECT 2")
+		synctest.Wait()
+		st := r.Stats()
+		require.Equal(t, 2, st.Waiting)
+		require.Equal(t, 2*time.Second, st.OldestWait)
+		require.Equal(t, map[string]int{"setting": 1}, st.PinnedBy)
+		require.Equal(t, "2 requests were waiting, the oldest left for 5s, for 2 server connections, of which 1 are kept by pinned sessions.",
+			first.reply().err.Hint)
+		require.Equal(t, "1 requests were waiting, the oldest left for 0s, for 2 server connections, of which 1 are kept by pinned sessions.",
+			second.reply().err.Hint)
+	})
+}
+
+func TestWithNoWaitABusyPoolRefusesAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, pgmoor.Config{MaxConnections: 1, BorrowTimeout: pgmoor.NoWait}, new(fake))
+		holder, other := r.connect(t, "u"), r.connect(t, "u")
+		holder.ok("BEGIN")
+		start := time.Now()
+		require.Equal(t, "08000", other.query("SELECT 1").code())
+		require.Zero(t, time.Since(start))
+		holder.ok("COMMIT")
+		synctest.Wait()
+		other.ok("SELECT 1")
+	})
+}
+
+func TestWaitersAreServedInTheOrderInWhichTheyCame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var order []string
+		server := &fake{sent: func(_ uint32, sql string) { order = append(order, sql) }}
+		r := newRig(t, pgmoor.Config{MaxConnections: 2}, server)
+		holders := []*client{r.connect(t, "u"), r.connect(t, "u")}
+		holders[0].ok("BEGIN")
+		holders[1].ok("BEGIN")
+		waiters := make([]*client, 50)
+		var want []string
+		for i := range waiters {
+			waiters[i] = r.connect(t, "u")
+			want = append(want, fmt.Sprintf("sleep %dms", 1000+i)) // one after the other, in spite of two connections
+			waiters[i].ask(want[i])
+			synctest.Wait()
+		}
+		order = nil
+		holders[0].ok("COMMIT")
+		time.Sleep(500 * time.Millisecond)
+		holders[1].ok("COMMIT")
+		for _, w := range waiters {
+			require.Nil(t, w.reply().err)
+		}
+		synctest.Wait()
+		got := order[:0]
+		for _, sql := range order {
+			if sql != "COMMIT" {
+				got = append(got, sql)
+			}
+		}
+		require.Equal(t, want, got)
+		_, most, _, _ := server.counts()
+		require.Equal(t, 2, most)
+	})
+}
+
+func TestACancelEndsTheWaitForAConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &fake{onCancel: func(uint32) { t.Error("the server got a cancel request") }}
+		r := newRig(t, pgmoor.Config{MaxConnections: 1}, server)
+		holder, waiter, next := r.connect(t, "u"), r.connect(t, "u"), r.connect(t, "u")
+		holder.ok("BEGIN")
+		waiter.ask("SELECT 1")
+		synctest.Wait()
+		next.ask("SELECT 2")
+		synctest.Wait()
+		require.Equal(t, 2, r.Stats().Waiting)
+		r.cancelFor(waiter)
+		got := waiter.reply()
+		require.Equal(t, "57014", got.code())
+		require.EqualValues(t, 'I', got.status)
+		require.Equal(t, 1, r.Stats().Waiting)
+		holder.ok("COMMIT")
+		require.Equal(t, []string{"SELECT 2"}, next.reply().tags)
+		waiter.ok("SELECT 3")
+	})
+}
+
+func TestAClientThatLeavesLeavesTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &fake{sent: func(_ uint32, sql string) { require.NotEqual(t, "SELECT 'left'", sql) }}
+		r := newRig(t, pgmoor.Config{MaxConnections: 1}, server)
+		holder, leaver, next := r.connect(t, "u"), r.connect(t, "u"), r.connect(t, "u")
+		holder.ok("BEGIN")
+		leaver.ask("SELECT 'left'")
+		synctest.Wait()
+		next.ask("SELECT 2")
+		synctest.Wait()
+		require.Equal(t, 2, r.Stats().Waiting)
+		leaver.conn.Close()
+		synctest.Wait()
+		require.Equal(t, 1, r.Stats().Waiting)
+		require.Equal(t, 2, r.Stats().Clients)
+		holder.ok("COMMIT")
+		require.Equal(t, []string{"SELECT 2"}, next.reply().tags)
+	})
+}
+
+func TestWaitersAreServedWhenAPinnedClientLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var sent []string
+		r := newRig(t, pgmoor.Config{MaxConnections: 1}, &fake{sent: func(_ uint32, sql string) { sent = append(sent, sql) }})
+		pinned, waiter := r.connect(t, "u"), r.connect(t, "u")
+		pinned.ok("SET a = 1")
+		waiter.ask("SELECT 1")
+		synctest.Wait()
+		pinned.send(&pgproto3.Terminate{})
+		require.Equal(t, []string{"SELECT 1"}, waiter.reply().tags)
+		require.Equal(t, []string{"SET a = 1", "DISCARD ALL", "SELECT 1"}, sent)
+		require.Zero(t, r.Stats().Pinned)
+	})
+}
+
+func TestWaitersAreServedWhenAServerThatWasDownIsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := new(fake)
+		r := newRig(t, pgmoor.Config{MaxConnections: 2}, server)
+		c := r.connect(t, "u")
+		server.setDown(true)
+		server.kill(1)
+		synctest.Wait()
+		start := time.Now()
+		c.ask("SELECT 1")
+		time.Sleep(30 * time.Second)
+		server.setDown(false)
+		require.Nil(t, c.reply().err)
+		require.Less(t, time.Since(start), 34*time.Second)
+		_, _, _, attempts := server.counts()
+		require.Less(t, len(attempts), 60, "no back-off")
+		require.Greater(t, len(attempts), 10)
+	})
+}
+
+func TestClientsThatLogInWaitForAServerThatIsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := new(fake)
+		server.setDown(true)
+		r := newRig(t, pgmoor.Config{BorrowTimeout: 10 * time.Second}, server)
+		c := r.dialClient(t)
+		start := time.Now()
+		got := c.startup("u")
+		require.Equal(t, "08000", got.code())
+		require.Equal(t, "FATAL", got.err.Severity)
+		require.Equal(t, 10*time.Second, time.Since(start))
+
+		later := r.dialClient(t)
+		later.send(&pgproto3.StartupMessage{ProtocolVersion: pgproto3.ProtocolVersion30, Parameters: map[string]string{"user": "u"}})
+		time.Sleep(5 * time.Second)
+		server.setDown(false)
+		require.EqualValues(t, 'I', later.reply().status)
+	})
+}
+
+func TestTheServersRefusalReachesTheClient(t *testing.T) {
+	for _, code := range []string{"3D000", "28P01", "28000", "42704"} {
+		t.Run(code, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := &fake{refuse: func(p map[string]string) *pgproto3.ErrorResponse {
+					if p["database"] == "good" {
+						return nil
+					}
+					return &pgproto3.ErrorResponse{
+						Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: code, Message: "no", Detail: "none at all", Hint: "ask",
+						File: "auth.c", Line: 7, Routine: "refuse",
+					}
+				}}
+				r := newRig(t, pgmoor.Config{}, server)
+				c := r.dialClient(t)
+				start := time.Now()
+				got := c.startup("u", "database", "bad")
+				require.Zero(t, time.Since(start))
+				require.Equal(t, &pgproto3.ErrorResponse{
+					Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: code, Message: "no", Detail: "none at all", Hint: "ask",
+					File: "auth.c", Line: 7, Routine: "refuse",
+				}, got.err)
+				require.Zero(t, got.status)
+				r.connect(t, "u", "database", "good").ok("SELECT 1")
+			})
+		})
+	}
+}
+
+func TestLoginsAreBoundedAndSoAreConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &fake{slow: time.Second}
+		r := newRig(t, pgmoor.Config{MaxConnections: 10, MaxOpening: 3}, server)
+		clients := make([]*client, 40)
+		for i := range clients {
+			clients[i] = r.connect(t, "u")
+		}
+		for _, c := range clients {
+			c.ask("sleep 10s")
+		}
+		for _, c := range clients {
+			require.Nil(t, c.reply().err)
+		}
+		_, most, busiest, _ := server.counts()
+		require.Equal(t, 10, most)
+		require.Equal(t, 3, busiest)
+	})
+}
+
+func TestAnIdleConnectionOfOneUserMakesRoomForAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := new(fake)
+		r := newRig(t, pgmoor.Config{MaxConnections: 1}, server)
+		a := r.connect(t, "a")
+		a.ok("SELECT 1")
+		start := time.Now()
+		b := r.connect(t, "b")
+		b.ok("SELECT 1")
+		a.ok("SELECT 1")
+		b.ok("SELECT 1")
+		require.Zero(t, time.Since(start))
+		_, most, _, _ := server.counts()
+		require.Equal(t, 1, most)
+	})
+}
+
+func TestAConnectionThatBecomesIdleMakesRoomForAnotherUser(t *testing.T) {
+	for _, limit := range []int{1, 2, 3} {
+		t.Run(fmt.Sprint(limit), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, pgmoor.Config{MaxConnections: limit}, new(fake))
+				holders := make([]*client, limit)
+				for i := range holders {
+					holders[i] = r.connect(t, fmt.Sprint("a", i))
+				}
+				b := r.connect(t, "b")
+				for _, h := range holders {
+					h.ok("BEGIN")
+				}
+				b.ask("SELECT 1")
+				time.Sleep(5 * time.Second)
+				start := time.Now()
+				holders[0].ok("COMMIT")
+				require.Nil(t, b.reply().err)
+				require.Zero(t, time.Since(start))
+			})
+		})
+	}
+}
+
+func TestABusyUserYieldsToAStarvedOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := new(fake)
+		r := newRig(t, pgmoor.Config{MaxConnections: 4}, server)
+		quiet := r.connect(t, "b")
+		busy := make([]*client, 20)
+		for i := range busy {
+			busy[i] = r.connect(t, "a")
+			busy[i].ask("sleep 1s")
+		}
+		time.Sleep(100 * time.Millisecond)
+		start := time.Now()
+		require.Nil(t, quiet.query("SELECT 1").err)
+		require.LessOrEqual(t, time.Since(start), time.Second)
+		for _, c := range busy {
+			require.Nil(t, c.reply().err)
+		}
+		_, most, _, _ := server.counts()
+		require.LessOrEqual(t, most, 4)
+	})
+}
+
+func TestAClaimOfAPoolThatWantsNothingAnyMoreIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := new(fake)
+		r := newRig(t, pgmoor.Config{MaxConnections: 1}, server)
+		a, b, c := r.connect(t, "a"), r.connect(t, "b"), r.connect(t, "c")
+		a.ok("BEGIN")
+		b.ask("SELECT 1")
+		synctest.Wait()
+		c.ask("SELECT 2")
+		synctest.Wait()
+		b.conn.Close()
+		synctest.Wait()
+		start := time.Now()
+		require.Equal(t, "40001", a.query("die").code())
+		require.Nil(t, c.reply().err)
+		require.Less(t, time.Since(start), time.Second)
+	})
+}
+
+func TestIdleConnectionsAndPoolsWithoutClientsAreClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := new(fake)
+		r := newRig(t, pgmoor.Config{IdleTimeout: time.Minute}, server)
+		for i := range 200 {
+			c := r.connect(t, "u", "application_name", fmt.Sprint("program ", i))
+			c.ok("SELECT 1")
+			c.send(&pgproto3.Terminate{})
+			c.ended("")
+		}
+		synctest.Wait()
+		open, most, _, _ := server.counts()
+		require.LessOrEqual(t, most, pgmoor.DefaultMaxConnections)
+		require.Positive(t, open)
+		time.Sleep(time.Minute + 2*time.Second)
+		synctest.Wait()
+		open, _, _, _ = server.counts()
+		require.Zero(t, open)
+		require.Zero(t, r.Stats().Servers)
+		require.EqualValues(t, 200, r.Stats().Transactions)
+		require.Len(t, goroutines(), 2, "of Serve and the sweeper")
+	})
+}
+
+func TestAnIdleConnectionIsClosedAfterExactlyTheIdleTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := new(fake)
+		r := newRig(t, pgmoor.Config{IdleTimeout: time.Minute}, server)
+		c := r.connect(t, "u")
+		c.ok("SELECT 1")
+		time.Sleep(time.Minute - time.Millisecond)
+		require.Equal(t, 1, r.Stats().Servers)
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		require.Zero(t, r.Stats().Servers)
+		c.ok("SELECT 1")
+	})
+}
+
+func TestAConnectionWithACancelUnderWayIsNotLent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &fake{onCancel: func(uint32) { time.Sleep(3 * time.Second) }}
+		r := newRig(t, pgmoor.Config{MaxConnections: 1}, server)
+		c, next := r.connect(t, "u"), r.connect(t, "u")
+		c.ask("sleep 1s")
+		synctest.Wait()
+		next.ask("sleep 10s")
+		synctest.Wait()
+		start := time.Now()
+		go r.cancelFor(c)
+		require.Nil(t, c.reply().err)
+		require.Equal(t, time.Second, time.Since(start))
+		require.Nil(t, next.reply().err, "the cancel hit somebody else")
+		require.Equal(t, 13*time.Second, time.Since(start))
+	})
+}
