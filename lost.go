@@ -70,6 +70,15 @@ func (s *Session) recover(err *error) {
 	}
 }
 
+// recoverAttach ends s and sc after a panic over s's request, on whatever goroutine gave sc to s.
+func (sc *server) recoverAttach(s *Session) {
+	if r := recover(); r != nil {
+		s.env.log.Error("pgmoor: panic in a session", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+		s.end(nil)
+		sc.kill()
+	}
+}
+
 // recover ends a server connection whose goroutine panicked, and the session that held it.
 func (sc *server) recover() {
 	r := recover()

@@ -46,8 +46,9 @@ type pool struct {
 	mu      sync.Mutex // never held across I/O; taken inside a session's, takes none
 	idle    []*server  // the last is the most recently used
 	open    map[*server]struct{}
-	servers int // how many are open
-	opening int
+	servers int      // how many are open
+	opening int      // openers at work
+	dialing int      // of those, how many hold a token of the budget
 	first   *Session // waiters, oldest first
 	last    *Session
 	waiting int
@@ -372,6 +373,7 @@ func (p *pool) mayDial() bool {
 	defer p.mu.Unlock()
 	if ok {
 		p.starved = false
+		p.dialing++
 		return true
 	}
 	p.opening--
@@ -386,6 +388,7 @@ func (p *pool) opened(res *puddle.Resource[*server]) {
 	p.mu.Lock()
 	sc.res = res
 	p.opening--
+	p.dialing--
 	p.servers++
 	p.open[sc] = struct{}{}
 	p.backoff, p.retryAt = 0, time.Time{}
@@ -408,6 +411,7 @@ func (p *pool) openFailed(err error) {
 	}
 	p.mu.Lock()
 	p.opening--
+	p.dialing--
 	p.backoff = min(max(2*p.backoff, minBackoff), maxBackoff)
 	p.retryAt = p.env.now().Add(p.backoff/2 + rand.N(p.backoff))
 	var refused []*Session

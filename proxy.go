@@ -36,6 +36,7 @@ type Proxy struct {
 
 	ready chan *Session // clients that have logged in
 	slots chan struct{} // bounds the handshakes of network clients
+	full  chan struct{} // closed by Shutdown: clients that nobody has accepted yet go away
 	done  chan struct{} // closed by Close
 	ctx   context.Context
 	stop  context.CancelFunc
@@ -90,7 +91,7 @@ func New(l net.Listener, cfg Config) (*Proxy, error) {
 	}
 	p := &Proxy{
 		cfg: cfg, auth: cfg.Authenticator, tls: serverTLS(cfg.TLS),
-		ready: make(chan *Session), slots: make(chan struct{}, cfg.maxHandshakes()), done: make(chan struct{}),
+		ready: make(chan *Session), slots: make(chan struct{}, cfg.maxHandshakes()), full: make(chan struct{}), done: make(chan struct{}),
 		pools: make(map[poolKey]*pool), shaking: make(map[net.Conn]struct{}),
 		budget: &budget{limit: cfg.maxConnections()},
 	}
@@ -245,8 +246,10 @@ func (p *Proxy) welcome(conn net.Conn, local bool) {
 	}
 	select {
 	case p.ready <- s:
+	case <-p.full:
+		_ = s.finishNow()
 	case <-p.done:
-		_ = s.Close()
+		_ = s.finishNow()
 	}
 }
 
@@ -553,7 +556,10 @@ func (p *Proxy) closePools() {
 // ends first, Shutdown returns its error and leaves the rest to Close.
 func (p *Proxy) Shutdown(ctx context.Context) error {
 	p.mu.Lock()
-	p.draining = true
+	if !p.draining {
+		p.draining = true
+		close(p.full)
+	}
 	listeners := p.listeners
 	p.mu.Unlock()
 	for _, l := range listeners {

@@ -170,7 +170,7 @@ func (p *pool) stats(st *Stats) {
 	if p.first != nil {
 		st.OldestWait = max(st.OldestWait, p.env.now().Sub(p.first.queuedAt))
 	}
-	st.Servers += p.servers + p.opening
+	st.Servers += p.servers + p.dialing
 	st.ServersIdle += len(p.idle)
 	st.Transactions += p.lent
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -74,11 +75,13 @@ func tlsPair(t testing.TB) (near, far net.Conn) {
 	server := tls.Server(near, &tls.Config{Certificates: []tls.Certificate{cert}})
 	client := tls.Client(far, &tls.Config{InsecureSkipVerify: true})
 	shaken := make(chan error, 1)
-	go func() { shaken <- server.HandshakeContext(context.Background()) }()
+	go shake(server, shaken)
 	require.NoError(t, client.HandshakeContext(context.Background()))
 	require.NoError(t, <-shaken)
 	return server, client
 }
+
+func shake(c *tls.Conn, done chan<- error) { done <- c.HandshakeContext(context.Background()) }
 
 // onEveryPath runs a test for links of every kind.
 func onEveryPath(t *testing.T, f func(t *testing.T, l *link.Link, far net.Conn)) {
@@ -116,9 +119,11 @@ type running struct {
 // run calls Run on a goroutine of its own.
 func run(t *testing.T, l *link.Link, h link.Handler) running {
 	r := running{t, make(chan error, 1)}
-	go func() { r.done <- l.Run(h) }()
+	go r.run(l, h)
 	return r
 }
+
+func (r running) run(l *link.Link, h link.Handler) { r.done <- l.Run(h) }
 
 // wait returns what Run returned.
 func (r running) wait() error {
@@ -134,18 +139,26 @@ func (r running) wait() error {
 // write sends b from the far end without waiting for the near one to read it all. Receiving joins it.
 func write(far net.Conn, b []byte, pieces int) <-chan error {
 	done := make(chan error, 1)
-	go func() {
-		for len(b) > 0 {
-			n, err := far.Write(b[:min(pieces, len(b))])
-			if err != nil {
-				done <- err
-				return
-			}
-			b = b[n:]
-		}
-		done <- nil
-	}()
+	go writeAll(far, b, pieces, done)
 	return done
+}
+
+func writeAll(far net.Conn, b []byte, pieces int, done chan<- error) {
+	for piece := range slices.Chunk(b, pieces) {
+		if _, err := far.Write(piece); err != nil {
+			done <- err
+			return
+		}
+	}
+	done <- nil
+}
+
+// readAll reads n bytes once start is closed.
+func readAll(far net.Conn, n int, start <-chan struct{}, done chan<- []byte) {
+	<-start
+	b := make([]byte, n)
+	_, _ = io.ReadFull(far, b)
+	done <- b
 }
 
 func noise(n int) []byte {
@@ -161,13 +174,13 @@ func TestEveryByteArrivesInEveryChunking(t *testing.T) {
 			want := noise(min(200*pieces, 150000))
 			var got []byte
 			sent := write(far, want, pieces)
-			require.NoError(t, run(t, l, func(b []byte) (int, link.Next) {
+			require.NoError(t, l.Run(func(b []byte) (int, link.Next) {
 				got = append(got, b...)
 				if len(got) == len(want) {
 					return len(b), link.Leave
 				}
 				return len(b), link.Park
-			}).wait())
+			}))
 			require.NoError(t, <-sent)
 			require.True(t, bytes.Equal(want, got), "pieces of %d", pieces)
 			require.False(t, l.Pending())
@@ -181,7 +194,7 @@ func TestWhatIsNotConsumedIsOfferedAgain(t *testing.T) {
 		want := noise(100000)
 		var got []byte
 		sent := write(far, want, 3000)
-		require.NoError(t, run(t, l, func(b []byte) (int, link.Next) {
+		require.NoError(t, l.Run(func(b []byte) (int, link.Next) {
 			n := r.IntN(len(b) + 1)
 			if len(b) == link.BufferSize && n == 0 || len(got)+len(b) == len(want) {
 				n = len(b)
@@ -192,7 +205,7 @@ func TestWhatIsNotConsumedIsOfferedAgain(t *testing.T) {
 				return n, link.Leave
 			}
 			return n, link.Park
-		}).wait())
+		}))
 		require.NoError(t, <-sent)
 		require.True(t, bytes.Equal(want, got))
 	})
@@ -202,13 +215,13 @@ func TestAMessageOfAFullBufferIsHandedOverWhole(t *testing.T) {
 	onEveryPath(t, func(t *testing.T, l *link.Link, far net.Conn) {
 		want := noise(link.BufferSize)
 		sent := write(far, want, 999)
-		require.NoError(t, run(t, l, func(b []byte) (int, link.Next) {
+		require.NoError(t, l.Run(func(b []byte) (int, link.Next) {
 			if len(b) < link.BufferSize {
 				return 0, link.Park
 			}
 			require.True(t, bytes.Equal(want, b))
 			return len(b), link.Leave
-		}).wait())
+		}))
 		require.NoError(t, <-sent)
 	})
 }
@@ -225,15 +238,15 @@ func TestRunGoesOnWithTheLeftover(t *testing.T) {
 				return n, link.Leave
 			}
 		}
-		require.NoError(t, run(t, l, leaveAt(4, "one two")).wait())
+		require.NoError(t, l.Run(leaveAt(4, "one two")))
 		require.NoError(t, <-sent)
 		require.True(t, l.Pending())
-		require.NoError(t, run(t, l, leaveAt(0, "two")).wait())
+		require.NoError(t, l.Run(leaveAt(0, "two")))
 		require.True(t, l.Pending())
-		require.NoError(t, run(t, l, leaveAt(3, "two")).wait())
+		require.NoError(t, l.Run(leaveAt(3, "two")))
 		require.False(t, l.Pending())
 		sent = write(far, []byte("three"), 100)
-		require.NoError(t, run(t, l, leaveAt(5, "three")).wait())
+		require.NoError(t, l.Run(leaveAt(5, "three")))
 		require.NoError(t, <-sent)
 	})
 }
@@ -244,7 +257,7 @@ func TestTakeBufferLeavesWhatIsBehindKeep(t *testing.T) {
 		step := 0
 		var taken *link.Buffer
 		var offset int
-		require.NoError(t, run(t, l, func(b []byte) (int, link.Next) {
+		require.NoError(t, l.Run(func(b []byte) (int, link.Next) {
 			switch {
 			case step == 0 && len(b) == 18:
 				step++
@@ -256,7 +269,7 @@ func TestTakeBufferLeavesWhatIsBehindKeep(t *testing.T) {
 				return 0, link.Leave
 			}
 			return 0, link.Park
-		}).wait())
+		}))
 		require.NoError(t, <-sent)
 		handler := func(b []byte) (int, link.Next) {
 			if step == 1 {
@@ -268,9 +281,9 @@ func TestTakeBufferLeavesWhatIsBehindKeep(t *testing.T) {
 			require.Equal(t, "rest", string(b))
 			return len(b), link.Leave
 		}
-		require.NoError(t, run(t, l, handler).wait())
+		require.NoError(t, l.Run(handler))
 		require.True(t, l.Pending())
-		require.NoError(t, run(t, l, handler).wait())
+		require.NoError(t, l.Run(handler))
 		require.Equal(t, "taken.", string(taken[offset:offset+6]))
 		require.False(t, l.Pending())
 		link.PutBuffer(taken)
@@ -281,14 +294,14 @@ func TestTakeBufferLeavesWhatIsBehindKeep(t *testing.T) {
 func TestTakeBufferOfEverythingLeavesNothing(t *testing.T) {
 	onEveryPath(t, func(t *testing.T, l *link.Link, far net.Conn) {
 		sent := write(far, []byte("all"), 100)
-		require.NoError(t, run(t, l, func(b []byte) (int, link.Next) {
+		require.NoError(t, l.Run(func(b []byte) (int, link.Next) {
 			if len(b) < 3 {
 				return 0, link.Park
 			}
 			buf, _ := l.TakeBuffer(3)
 			link.PutBuffer(buf)
 			return 0, link.Leave
-		}).wait())
+		}))
 		require.NoError(t, <-sent)
 		require.False(t, l.Pending())
 		require.False(t, l.Holds())
@@ -309,7 +322,7 @@ func TestAParkedLinkIsInterruptedAndGoesOn(t *testing.T) {
 			l.Interrupt()
 			err := r.wait()
 			require.True(t, link.Interrupted(err), "%v", err)
-			require.True(t, link.Interrupted(run(t, l, handler).wait()), "an interrupt holds until it is cleared")
+			require.True(t, link.Interrupted(l.Run(handler)), "an interrupt holds until it is cleared")
 			l.ClearInterrupt()
 		}
 		require.False(t, link.Interrupted(io.EOF))
@@ -332,10 +345,10 @@ func TestAnInterruptKeepsWhatWasNotConsumed(t *testing.T) {
 		require.True(t, link.Interrupted(r.wait()))
 		l.ClearInterrupt()
 		require.True(t, l.Pending())
-		require.NoError(t, run(t, l, func(b []byte) (int, link.Next) {
+		require.NoError(t, l.Run(func(b []byte) (int, link.Next) {
 			require.Equal(t, "kept", string(b))
 			return 4, link.Leave
-		}).wait())
+		}))
 	})
 }
 
@@ -364,10 +377,10 @@ func TestAgainSeesTheEndThatCameWithTheData(t *testing.T) {
 		require.NoError(t, far.Close())
 		awaitGone(l)
 		var got []byte
-		err := run(t, l, func(b []byte) (int, link.Next) {
+		err := l.Run(func(b []byte) (int, link.Next) {
 			got = append(got, b...)
 			return len(b), link.Again
-		}).wait()
+		})
 		require.ErrorIs(t, err, io.EOF)
 		require.Equal(t, "last words", string(got))
 	})
@@ -401,12 +414,7 @@ func TestAShortWriteIsContinuedByWrite(t *testing.T) {
 		want := noise(8 << 20)
 		received := make(chan []byte, 1)
 		start := make(chan struct{})
-		go func() {
-			<-start
-			b := make([]byte, len(want))
-			_, _ = io.ReadFull(far, b)
-			received <- b
-		}()
+		go readAll(far, len(want), start, received)
 		if !l.Fast() {
 			close(start)
 		}
@@ -416,21 +424,18 @@ func TestAShortWriteIsContinuedByWrite(t *testing.T) {
 			require.Positive(t, n)
 			require.Less(t, n, len(want), "it waited, or the socket's buffer has no end")
 			close(start)
+			m, err := l.Write(want[n:])
+			require.NoError(t, err)
+			n += m
 		}
-		m, err := l.Write(want[n:])
-		require.NoError(t, err)
-		require.Equal(t, len(want), n+m)
+		require.Equal(t, len(want), n)
 		require.True(t, bytes.Equal(want, <-received))
 	})
 }
 
 func TestAbortWritesEndsAWriteThatWaits(t *testing.T) {
 	onEveryPath(t, func(t *testing.T, l *link.Link, _ net.Conn) {
-		done := make(chan error, 1)
-		go func() {
-			_, err := l.Write(make([]byte, 64<<20))
-			done <- err
-		}()
+		done := write(l.Conn(), make([]byte, 64<<20), 64<<20)
 		l.AbortWrites()
 		require.Error(t, <-done)
 		_, err := l.Write([]byte("x"))
@@ -440,12 +445,9 @@ func TestAbortWritesEndsAWriteThatWaits(t *testing.T) {
 
 func TestTryTerminateSaysGoodbye(t *testing.T) {
 	onEveryPath(t, func(t *testing.T, l *link.Link, far net.Conn) {
-		heard := make(chan []byte, 1)
-		go func() {
-			b := make([]byte, 5)
-			_, _ = io.ReadFull(far, b)
-			heard <- b
-		}()
+		heard, start := make(chan []byte, 1), make(chan struct{})
+		close(start)
+		go readAll(far, 5, start, heard)
 		l.TryTerminate()
 		require.Equal(t, "X\x00\x00\x00\x04", string(<-heard))
 	})
@@ -472,7 +474,7 @@ func TestAliveAndGoneTellWhatTheKernelKnows(t *testing.T) {
 		awaitGone(l)
 		require.False(t, l.Alive(), "bytes that nobody asked for")
 		require.False(t, l.Gone())
-		require.NoError(t, run(t, l, func(b []byte) (int, link.Next) { return len(b), link.Leave }).wait())
+		require.NoError(t, l.Run(func(b []byte) (int, link.Next) { return len(b), link.Leave }))
 		require.True(t, l.Alive())
 		require.NoError(t, far.Close())
 		awaitGone(l)

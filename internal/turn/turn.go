@@ -35,11 +35,11 @@ const MaxOwed = 4 << 20
 type Unnamed byte
 
 const (
-	// UnnamedNone: there is none.
+	// UnnamedNone means that there is none.
 	UnnamedNone Unnamed = iota
-	// UnnamedLast: it is the one of the last Parse that was sent.
+	// UnnamedLast means that it is the one of the last Parse that was sent.
 	UnnamedLast
-	// UnnamedOlder: it is one of an earlier Parse, or not decided yet; only the server connection knows its text.
+	// UnnamedOlder means that it is one of an earlier Parse, or not decided yet; only the server connection knows its text.
 	UnnamedOlder
 )
 
@@ -356,14 +356,16 @@ func (t *Turn) receivedCopyIn() {
 			t.copySyncs = true
 		case eCopyEnd:
 			t.copyIn = false
-			t.queue = append(kept, rest[i+1:]...)
+			rest = rest[i+1:]
+			t.queue = append(kept, rest...)
+			t.open = t.open || t.copySyncs && t.first() == eExecute && t.ready == 0
 			return
 		default:
 			t.lost = true
 		}
 	}
 	t.queue = kept
-	if t.copySyncs { // the extended query is over only with a Sync behind the COPY
+	if t.copySyncs && t.first() == eExecute { // the extended query is over only with a Sync behind the COPY
 		t.open = true
 	}
 }
