@@ -59,7 +59,6 @@ const largeHead = wire.HeaderLen
 func (s *Session) feed(b []byte) (n int, why stop) {
 	fine := false
 	defer func() { s.unlockUnless(fine) }()
-	s.fed = true
 	n, why = s.feedMessages(b)
 	fine = true
 	return n, why
@@ -112,25 +111,27 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 	typ, unnamed := msg[0], false
 	if !s.turn.Skipping() && !s.turn.CopyIn() {
 		switch typ {
+		case wire.Parse:
+			unnamed = len(msg) > wire.HeaderLen && msg[wire.HeaderLen] == 0
+		case wire.Close:
+			unnamed = isUnnamedStatement(msg)
+		}
+		if why := s.prime(typ, unnamed, first); why != stopNot {
+			return why
+		}
+		switch typ {
 		case wire.Query:
-			s.primed = true
+			if !s.primed { // it drops whatever unnamed statement there is
+				s.srv.unnamed = 0
+			}
 			s.risk = s.risk || s.turn.Status() == 'I'
 			s.text(msg[wire.HeaderLen:], l-wire.HeaderLen)
 		case wire.Parse:
-			unnamed = len(msg) > wire.HeaderLen && msg[wire.HeaderLen] == 0
 			s.parse(msg, l, unnamed)
 		case wire.Bind:
-			if why := s.bind(msg, first); why != stopNot {
-				return why
-			}
-		case wire.Describe, wire.Close:
-			if unnamed = isUnnamedStatement(msg); unnamed {
-				if typ == wire.Close {
-					s.primed = true
-				} else if why := s.prime(first); why != stopNot {
-					return why
-				}
-			}
+			s.bind(msg)
+		case wire.Execute:
+			s.risk = s.risk || s.portalRisk
 		case wire.FunctionCall:
 			s.risk = s.risk || s.turn.Status() == 'I'
 		}
@@ -144,7 +145,7 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 	return stopNot
 }
 
-// isUnnamedStatement reports whether a Describe or Close means the unnamed statement.
+// isUnnamedStatement reports whether a Close means the unnamed statement.
 func isUnnamedStatement(msg []byte) bool {
 	return len(msg) == wire.HeaderLen+2 && msg[wire.HeaderLen] == 'S' && msg[wire.HeaderLen+1] == 0
 }
@@ -156,13 +157,13 @@ func (s *Session) parse(msg []byte, l int, unnamed bool) {
 		s.nameRisk = true
 		s.pinFor(EffectNamedStatement)
 		_, text, ok := wire.CString(body)
-		if !ok { // the name alone fills a buffer: the server will say no
+		if !ok { // the end of the name is yet to come
+			s.pinFor(EffectUnclassified)
 			return
 		}
 		s.text(text, l-len(msg)+len(text))
 		return
 	}
-	s.primed = true
 	s.unnamedID = s.env.statementIDs.Add(1)
 	if l > len(msg) {
 		s.pinFor(EffectUnnamedStatement)
@@ -178,36 +179,41 @@ func (s *Session) parse(msg []byte, l int, unnamed bool) {
 }
 
 // bind looks at a Bind.
-func (s *Session) bind(msg []byte, first bool) stop {
+func (s *Session) bind(msg []byte) {
 	_, rest, ok := wire.CString(msg[wire.HeaderLen:]) // the portal's name
-	if !ok || len(rest) == 0 {
-		return stopNot
+	switch {
+	case !ok || len(rest) == 0:
+		s.portalRisk = true
+	case rest[0] != 0:
+		s.portalRisk = s.portalRisk || s.nameRisk
+	default:
+		s.portalRisk = s.portalRisk || s.stmtRisk
 	}
-	if rest[0] != 0 {
-		s.risk = s.risk || s.nameRisk
-		return stopNot
-	}
-	s.risk = s.risk || s.stmtRisk
-	return s.prime(first)
 }
 
-// prime makes sure that the server connection's unnamed statement is the session's own before it is referred to: another
-// session may have left one, and this session's may have been made on another connection.
-func (s *Session) prime(first bool) stop {
+// prime makes sure, before the first message of the extended protocol after the session got its server connection, that the
+// connection's unnamed statement is the session's own: another session may have left one, and this session's may have
+// been made on another connection. It cannot wait for a message that uses the statement, because by then the server may
+// be ignoring everything up to Sync.
+func (s *Session) prime(typ byte, unnamed, first bool) stop {
 	if s.primed {
+		return stopNot
+	}
+	switch typ {
+	case wire.Parse, wire.Bind, wire.Describe, wire.Execute, wire.Close:
+	default:
 		return stopNot
 	}
 	if !first {
 		return stopPrime
 	}
 	s.primed = true
-	if s.turn.Unnamed() == turn.UnnamedLast {
-		s.prefix = append(s.scratch[:0], s.unnamed...) // the next Parse may overwrite s.unnamed before this is written
-		s.turn.InjectParse()
-		return stopNot
-	}
-	s.prefix = append(s.scratch[:0], closeUnnamed...)
+	s.prefix = append(s.scratch[:0], closeUnnamed...) // scratch: the next Parse may overwrite s.unnamed before this is written
 	s.turn.InjectClose()
+	if s.turn.Unnamed() == turn.UnnamedLast && !(typ == wire.Parse && unnamed) {
+		s.prefix = append(s.prefix, s.unnamed...)
+		s.turn.InjectParse()
+	}
 	return stopNot
 }
 
@@ -225,7 +231,21 @@ func (s *Session) text(b []byte, n int) {
 	if t, _, ok := wire.CString(b); ok {
 		b = t
 	}
+	if s.opaque {
+		s.effect(sqlscan.Unsure)
+		return
+	}
 	s.effect(sqlscan.Classify(b, s.strings))
+}
+
+// hidesASCII reports whether characters of a client encoding may contain bytes of ASCII characters, so that only a
+// server can tell where a string ends (PostgreSQL documentation, "Character Set Support": the client-only encodings).
+func hidesASCII(encoding string) bool {
+	switch encoding {
+	case "SJIS", "BIG5", "GBK", "UHC", "GB18030", "JOHAB", "SHIFT_JIS_2004":
+		return true
+	}
+	return false
 }
 
 // feedText classifies a further piece of a large statement text.

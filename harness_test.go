@@ -78,6 +78,8 @@ type fake struct {
 	slow time.Duration
 
 	listener *memconn.Listener
+	quit     func() // wakes the sleepers
+	quitting chan struct{}
 	mu       sync.Mutex
 	down     bool
 	open     int // connections now, those for cancel requests too
@@ -90,10 +92,17 @@ type fake struct {
 }
 
 func (f *fake) start() {
-	f.listener = memconn.Listen()
+	f.listener, f.quitting = memconn.Listen(), make(chan struct{})
+	f.quit = sync.OnceFunc(func() { close(f.quitting) })
 	f.cancels, f.alive = map[uint32]chan struct{}{}, map[uint32]*pgtest.FakeConn{}
 	f.Handle, f.Greet, f.Cancel = f.handle, f.greet, f.cancel
 	f.Serve(f.listener)
+}
+
+// Close ends all connections and waits for their handlers.
+func (f *fake) Close() error {
+	f.quit()
+	return f.FakeServer.Close()
 }
 
 var errDown = &net.OpError{Op: "dial", Err: errors.New("the fake server is down")}
@@ -277,7 +286,7 @@ func (b *backend) run(sql string) []pgproto3.BackendMessage {
 	b.fake.note(b.c.PID, sql)
 	verb, arg, _ := strings.Cut(sql, " ")
 	out := []pgproto3.BackendMessage{}
-	switch verb {
+	switch verb = strings.TrimSuffix(verb, ";"); verb {
 	case "BEGIN":
 		b.status = 'T'
 	case "COMMIT", "ROLLBACK":
@@ -312,6 +321,8 @@ func (b *backend) sleep(d string) bool {
 		return true
 	case <-b.cancelled:
 		return false
+	case <-b.fake.quitting:
+		return false
 	}
 }
 
@@ -331,7 +342,7 @@ func (b *backend) die(how string) {
 			Message: "terminating connection due to administrator command",
 		})
 	case "half":
-		_, _ = b.c.Conn.Write([]byte{'D', 0, 0, 0x40, 0, 0, 1, 0, 0, 0x30})
+		_, _ = b.c.Conn.Write([]byte{'D', 0, 1, 0, 0, 0, 1, 0, 0, 0xff})
 		_, _ = b.c.Conn.Write(make([]byte, 17000))
 	}
 	b.c.Conn.Close()

@@ -91,20 +91,22 @@ func (s *Session) replyLocked(out []byte) (goOn bool) {
 	s.pending = chunk{}
 	s.mu.Unlock()
 	n, more, _ := s.local.answer(c.bytes(), nil, s.strings)
-	rest := c.bytes()[n:]
-	if len(rest) > 0 { // the client is back in order in the middle of it
-		more = (&Error{
-			Severity: "FATAL", Code: codeConnectionFailure, Message: errLost.Message,
-			Hint: "A pipeline went on behind the end of the lost transaction; connect again.",
-		}).append(more, "FATAL")
-	}
-	c.free()
 	if out = append(out, more...); len(out) > 0 {
 		if _, err := s.link.Write(out); err != nil {
+			c.free()
 			return false
 		}
 	}
-	return len(rest) == 0
+	if n == c.size {
+		c.free()
+		return true
+	}
+	c.off, c.size = c.off+n, c.size-n // behind the end of the block: a server's business again
+	s.mu.Lock()
+	s.pending, s.waiting = c, true
+	s.mu.Unlock()
+	s.pool.enqueue(s)
+	return true
 }
 
 // answer answers the messages at the start of b: every request with refuse if that is not nil, else while a local mode is

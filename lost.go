@@ -21,15 +21,13 @@ func (s *Session) serverLost(sc *server) {
 	partial := sc.body > 0 // in the middle of a message: nothing can be said any more
 	l := s.lossLocked(sc)
 	s.dropLocked(sc)
-	s.finish, s.finishing, s.big = false, false, nil
-	if s.resume {
-		s.resume, s.sending, s.unsent = false, false, nil
-	}
+	s.finish, s.finishing, s.writing, s.big = false, false, false, nil
+	s.resume, s.sending, s.unsent, s.unsentTo = false, false, nil, nil
 	switch {
 	case partial || sc.fatal:
 		s.axed, s.closing = true, nil
-	case s.bad != nil:
-		s.axed, s.closing = true, s.bad
+	case s.ending:
+		s.axed, s.closing = true, s.endWith
 	case s.pins != 0:
 		s.axed, s.closing = true, lostPinned(s.pinned.name())
 	default:
@@ -58,7 +56,7 @@ func (s *Session) lossLocked(sc *server) *lostErr {
 	default:
 		l.err = errLost
 	}
-	s.risk = false
+	s.risk, s.portalRisk = false, false
 	return l
 }
 

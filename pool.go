@@ -196,20 +196,24 @@ func (p *pool) nudge() {
 	}
 }
 
-// giveBack takes sc back from a session that is done with it, and lends it at once to whoever waits longest. Any goroutine
-// may call it that has just detached sc from its session.
-func (p *pool) giveBack(sc *server) {
+// giveBack takes sc back from a session that is done with it, and lends it at once to whoever waits longest. The session
+// again, if not nil, joins the queue first. Any goroutine may call it that has just detached sc from its session.
+func (p *pool) giveBack(sc *server, again *Session) {
 	for {
-		next := p.release(sc)
+		next := p.release(sc, again)
 		if next == nil || sc.attach(next) {
 			return
 		}
+		again = nil
 	}
 }
 
 // release returns the session that sc, now free, is for, or nil after putting sc away.
-func (p *pool) release(sc *server) *Session {
+func (p *pool) release(sc *server, again *Session) *Session {
 	p.mu.Lock()
+	if again != nil {
+		p.enqueueLocked(again)
+	}
 	if sc.lent {
 		sc.lent = false
 		p.lent++
@@ -253,7 +257,7 @@ func (p *pool) cancelDone(sc *server) {
 	}
 	p.mu.Unlock()
 	if free {
-		p.giveBack(sc)
+		p.giveBack(sc, nil)
 	}
 }
 
@@ -398,7 +402,7 @@ func (p *pool) opened(res *puddle.Resource[*server]) {
 	p.mu.Unlock()
 	p.env.count.servers.Add(1)
 	go sc.serve()
-	p.giveBack(sc)
+	p.giveBack(sc, nil)
 	p.nudge() // more may be wanted
 }
 

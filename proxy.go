@@ -282,7 +282,8 @@ func (p *Proxy) refused(c *Client, err error) {
 	if errors.As(err, &ne) && !ne.Timeout() || c.user == "" && !isOwn(err) {
 		return // the connection is broken, or nothing was heard on it
 	}
-	e := asError(err)
+	e := new(Error)
+	*e = *asError(err) // an Authenticator's may be shared
 	if ne != nil {
 		e = fatalf(codeProtocolViolation, "canceling authentication due to timeout")
 	}
@@ -303,6 +304,9 @@ func (p *Proxy) login(c *Client) (*Session, error) {
 	defer cancel()
 	if err := c.conn.SetDeadline(time.Now().Add(limit)); err != nil {
 		return nil, err
+	}
+	if p.ctx.Err() != nil { // Close has set its deadline already, and we ours over it
+		return nil, ErrProxyClosed
 	}
 	if err := c.negotiate(ctx, startupConfig{tls: p.tls, cancel: p.cancelRequest}); err != nil {
 		return nil, err
@@ -352,9 +356,7 @@ func (p *Proxy) open(c *Client) (*Session, error) {
 		err = p.greet(s, statuses)
 	}
 	if err != nil {
-		if s.srv != nil {
-			s.srv.kill()
-		}
+		s.leave()
 		p.env.forget(s)
 		return nil, err
 	}
@@ -397,7 +399,9 @@ func (s *Session) firstStatuses(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.strings = statusMap(st)["standard_conforming_strings"] != "off"
+	m := statusMap(st)
+	s.strings = m["standard_conforming_strings"] != "off"
+	s.opaque = hidesASCII(m["client_encoding"])
 	return st, nil
 }
 
@@ -598,10 +602,13 @@ func (p *Proxy) sweep() {
 // sweep looks for the end of stream of a client that came under one edge with its last request.
 func (s *Session) sweep() {
 	s.mu.Lock()
-	look := s.fed && s.served
-	s.fed = false
+	served, stuck := s.served, s.sending
 	s.mu.Unlock()
-	if look && s.link.Gone() {
+	switch {
+	case !served:
+	case stuck && s.link.Broken(): // it cannot see for itself while it waits for the server to read
+		s.end(nil)
+	case s.touched.Swap(false) && s.link.Gone(): // the next read will find it
 		s.link.Interrupt()
 	}
 }

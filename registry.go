@@ -89,6 +89,7 @@ func (s *Session) pin(e Effects) {
 	}
 	first := s.pins == 0
 	s.pins |= e
+	s.pinsView.Store(uint32(s.pins))
 	if !first {
 		return
 	}

@@ -11,6 +11,7 @@ import (
 
 // fromClient is the handler of the client's link.
 func (s *Session) fromClient(b []byte) (int, link.Next) {
+	s.touched.Store(true)
 	done := 0
 	for done < len(b) {
 		n, next := s.step(b[done:], done)
@@ -35,11 +36,13 @@ func (s *Session) leaveFor(why leaveWhy, n int) (int, link.Next) {
 // step passes on as much of b as can be passed on in one go. b begins at done in what the handler was given.
 func (s *Session) step(b []byte, done int) (int, link.Next) {
 	if s.local.active {
-		return s.answerLocally(b)
+		if n, next := s.answerLocally(b); n > 0 || next == link.Leave || s.local.active {
+			return n, next
+		}
 	}
 	s.mu.Lock()
 	switch {
-	case s.bad != nil: // the server will end the session; nothing behind it counts
+	case s.ending: // the server will end the session; nothing behind it counts
 		s.mu.Unlock()
 		return len(b), link.Park
 	case s.axed || s.waitErr != nil || s.lostErr != nil: // interrupted comes first
@@ -83,7 +86,7 @@ func (s *Session) transmit(sc *server, prefix, b []byte) bool {
 	if err != nil || n == len(b) {
 		return true
 	}
-	s.unsent = append([]byte(nil), b[n:]...)
+	s.unsent, s.unsentTo = append([]byte(nil), b[n:]...), sc
 	return false
 }
 
@@ -93,33 +96,28 @@ const maxScratch = 4 << 10
 // sent ends a write to the server: if the turn ended meanwhile, the connection is given back.
 func (s *Session) sent(sc *server) {
 	s.mu.Lock()
+	if s.srv != sc { // lost meanwhile, and with it the right to send
+		s.mu.Unlock()
+		return
+	}
 	s.sending = false
-	end := s.finish || s.srv == sc && !s.finishing && s.releasableLocked()
+	end := s.finish || !s.finishing && s.releasableLocked()
 	s.finish = false
-	resume := !end && !s.pending.empty() && s.srv == sc && sc != nil
-	if resume {
-		s.sending = true
-	}
-	c := s.pending
-	if resume {
-		s.pending = chunk{}
-	}
-	gone := s.gone && s.srv == sc && sc != nil
-	held := s.held && !end && !resume
-	if held {
-		s.held = false
-	}
-	s.mu.Unlock()
 	switch {
-	case gone:
-		c.free()
+	case s.gone:
+		s.mu.Unlock()
 		sc.kill()
 	case end:
+		s.mu.Unlock()
 		sc.endTurn(s)
-	case resume:
-		s.push(sc, c, false)
-	case held:
+	case !s.pending.empty():
+		s.pushLocked(sc, false)
+	case s.held || s.closing != nil:
+		s.held = false
+		s.mu.Unlock()
 		s.interrupt()
+	default:
+		s.mu.Unlock()
 	}
 }
 
@@ -127,7 +125,7 @@ func (s *Session) sent(sc *server) {
 func (s *Session) stopped(stop stop, b []byte) (int, link.Next) {
 	switch stop {
 	case stopTerminate:
-		return s.terminate(0)
+		return s.terminate(b)
 	case stopMalformed:
 		return s.malformed(b)
 	case stopTooMany:
@@ -146,15 +144,8 @@ func (s *Session) malformed(b []byte) (int, link.Next) {
 		s.mu.Unlock()
 		return s.fatal(e, 0)
 	}
-	s.bad = e
-	s.pinFor(EffectProtocol)
-	s.sending = true
-	s.mu.Unlock()
-	if !s.transmit(sc, nil, b[:wire.HeaderLen]) {
-		return s.leaveFor(leaveUnsent, len(b))
-	}
-	s.sent(sc)
-	return len(b), link.Park
+	s.endWith = e
+	return s.lastWordLocked(sc, b)
 }
 
 // badHeader says what is wrong with the header at the start of b, in PostgreSQL's words.
@@ -165,22 +156,40 @@ func badHeader(b []byte) *Error {
 	return fatalf(codeProtocolViolation, "invalid message length")
 }
 
-// terminate ends the session once every ReadyForQuery that is owed was delivered: what is owed beyond them PostgreSQL would
-// not deliver either.
-func (s *Session) terminate(n int) (int, link.Next) {
+// terminate ends the session once every ReadyForQuery that is owed was delivered. In the middle of a batch or of a COPY the
+// server gets the Terminate: errors that it has not reported yet come before the end.
+func (s *Session) terminate(b []byte) (int, link.Next) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.srv != nil && s.turn.Ready() > 0 || s.finishing || s.waiting {
+	sc := s.srv
+	switch {
+	case s.finishing || s.writing || s.waiting || sc != nil && s.turn.Ready() > 0 && !s.turn.CopyIn():
 		s.held = true
-		return n, link.Park
+		s.mu.Unlock()
+		return 0, link.Park
+	case sc != nil && !s.turn.Quiet() && !s.sending:
+		return s.lastWordLocked(sc, b)
 	}
-	return s.leaveFor(leaveTerminate, n)
+	s.mu.Unlock()
+	return s.leaveFor(leaveTerminate, 0)
+}
+
+// lastWordLocked passes on the header at the start of b, with which the server ends the session, and unlocks.
+func (s *Session) lastWordLocked(sc *server, b []byte) (int, link.Next) {
+	s.ending = true
+	s.pinFor(EffectProtocol)
+	s.sending = true
+	s.mu.Unlock()
+	if !s.transmit(sc, nil, b[:wire.HeaderLen]) {
+		return s.leaveFor(leaveUnsent, len(b))
+	}
+	s.sent(sc)
+	return len(b), link.Park
 }
 
 // fatal ends the session with an error, unless the server's goroutine is in the middle of a reply.
 func (s *Session) fatal(e *Error, n int) (int, link.Next) {
 	s.mu.Lock()
-	quiet := s.srv == nil || !s.turn.Owed() && !s.finishing
+	quiet := s.srv == nil || !s.turn.Owed() && !s.finishing && !s.writing
 	s.mu.Unlock()
 	s.reply = nil
 	if quiet {
@@ -204,7 +213,10 @@ func (s *Session) borrowLocked(b []byte, done int) (int, link.Next) {
 	s.setPending(b, whole, done)
 	for sc := s.pool.borrow(s); sc != nil; sc = s.pool.borrow(s) {
 		if s.holdLocked(sc) {
-			return s.lentLocked(sc, whole)
+			if !s.pushLocked(sc, true) {
+				return s.leaveFor(leaveUnsent, s.consumed(whole))
+			}
+			return s.consumed(whole), link.Park
 		}
 	}
 	s.mu.Unlock()
@@ -230,18 +242,6 @@ func (s *Session) setPending(b []byte, n, done int) {
 	buf, off := s.link.TakeBuffer(done + n)
 	s.pending = chunk{big: buf, off: off + done, size: n}
 	s.took = true
-}
-
-// lentLocked sends the request for which a server connection was there at once.
-func (s *Session) lentLocked(sc *server, whole int) (int, link.Next) {
-	c := s.pending
-	s.pending = chunk{}
-	s.sending = true
-	s.mu.Unlock()
-	if !s.push(sc, c, true) {
-		return s.leaveFor(leaveUnsent, s.consumed(whole))
-	}
-	return s.consumed(whole), link.Park
 }
 
 // dropStale drops messages that PostgreSQL ignores outside of a COPY, and a Flush with nothing to flush, so that they do
@@ -302,7 +302,7 @@ func (s *Session) holdLocked(sc *server) bool {
 	}
 	s.srv = sc
 	s.waiting = false
-	s.primed = sc.unnamed != 0 && sc.unnamed == s.unnamedID && s.turn.Unnamed() == turn.UnnamedLast
+	s.primed = sc.none && s.turn.Unnamed() == turn.UnnamedNone || sc.unnamed != 0 && sc.unnamed == s.unnamedID && s.turn.Unnamed() == turn.UnnamedLast
 	sc.failed, sc.winds, sc.reset = false, 0, false
 	return true
 }
@@ -322,19 +322,17 @@ func (sc *server) attach(s *Session) (done bool) {
 		s.pool.requeue(s)
 		return false
 	}
-	c := s.pending
-	s.pending = chunk{}
-	s.sending = true
-	s.mu.Unlock()
-	s.push(sc, c, false)
+	s.pushLocked(sc, false)
 	return true
 }
 
-// push sends a chunk of requests and reports whether all of it was written. The caller has set sending and passes it on:
-// to sent, or, where the socket does not take everything, to the session's own goroutine with the rest in unsent. Only
-// that goroutine may wait for the server to read; own says that the caller is it.
-func (s *Session) push(sc *server, c chunk, own bool) bool {
-	s.mu.Lock()
+// pushLocked sends the pending request, unlocks, and reports whether all of it was written. Whoever calls it sends for the
+// session until sent; where the socket does not take everything that passes to the session's own goroutine, with the rest in unsent.
+// Only that goroutine may wait for the server to read; own says that the caller is it.
+func (s *Session) pushLocked(sc *server, own bool) bool {
+	c := s.pending
+	s.pending = chunk{}
+	s.sending = true
 	out, stop := s.feedAll(c.bytes())
 	s.mu.Unlock()
 	n := 0
@@ -346,21 +344,31 @@ func (s *Session) push(sc *server, c chunk, own bool) bool {
 	}
 	done := n == len(out)
 	if !done {
-		s.unsent = append([]byte(nil), out[n:]...)
+		done = !s.postpone(sc, out[n:], own)
 	}
 	c.free()
 	switch {
 	case stop != stopNot: // wholeMessages has let nothing else through
 		s.end(errPipeline)
-	case done:
+	case n == len(out):
 		s.sent(sc)
-	case !own:
-		s.mu.Lock()
-		s.resume = true
-		s.mu.Unlock()
-		s.interrupt()
 	}
 	return done
+}
+
+// postpone leaves rest to the session's own goroutine; it reports false if sc was lost meanwhile.
+func (s *Session) postpone(sc *server, rest []byte, own bool) bool {
+	s.mu.Lock()
+	held := s.srv == sc
+	if held {
+		s.unsent, s.unsentTo = append([]byte(nil), rest...), sc
+		s.resume = !own
+	}
+	s.mu.Unlock()
+	if held && !own {
+		s.interrupt()
+	}
+	return held
 }
 
 // feedAll feeds b, which holds whole messages or the beginning of a large one, and returns what is to be written.
@@ -409,18 +417,20 @@ func (sc *server) endTurn(s *Session) {
 	wake := s.held && !again || s.closing != nil
 	s.held = s.held && again
 	s.mu.Unlock()
-	if again {
-		s.pool.enqueue(s)
-	}
 	if wake {
 		s.interrupt()
 	}
-	sc.pool.giveBack(sc)
+	if again {
+		sc.pool.giveBack(sc, s)
+		return
+	}
+	sc.pool.giveBack(sc, nil)
 }
 
 // dropLocked ends the session's hold on sc.
 func (s *Session) dropLocked(sc *server) {
 	if s.primed {
+		sc.none = false
 		sc.unnamed = 0
 		if s.turn.Unnamed() == turn.UnnamedLast && !sc.failed {
 			sc.unnamed = s.unnamedID

@@ -35,7 +35,8 @@ type outcome byte
 const (
 	goOn     outcome = iota // nothing
 	turnEnds                // the server connection is given back
-	boundary                // the session wants to know that nothing is owed
+	boundary                // nothing is owed, and the session keeps the server connection
+	copyGone                // the server wants COPY data from a client that is gone
 	winding                 // the client is gone and nothing is owed
 	lost                    // the server ended the session
 )
@@ -56,7 +57,7 @@ func (sc *server) relay(s *Session, b []byte) (int, link.Next) {
 	s.mu.Unlock()
 	if out > 0 && !gone {
 		if w, err := s.link.TryWrite(b[:out]); err == nil && w < out {
-			sc.rest = append([]byte(nil), b[w:out]...)
+			sc.rest, sc.whose = append([]byte(nil), b[w:out]...), s
 			sc.what = what
 			return n, link.Leave
 		}
@@ -70,7 +71,10 @@ func (sc *server) follow(s *Session, what outcome, owed bool) link.Next {
 	case turnEnds:
 		sc.endTurn(s)
 	case boundary:
-		s.interrupt()
+		s.written()
+	case copyGone:
+		s.mu.Lock()
+		sc.windUp(s, s.fixLocked())
 	case winding:
 		sc.wind(s)
 	case lost:
@@ -150,8 +154,13 @@ func (sc *server) note(s *Session, msg []byte) (turn.Verdict, outcome) {
 		sc.noteStatus(msg)
 	}
 	v := s.turn.Received(msg[0], arg)
-	if msg[0] == wire.ReadyForQuery {
+	switch {
+	case msg[0] == wire.ReadyForQuery:
 		return v, sc.noteReady(s)
+	case msg[0] == wire.ErrorResponse && s.turn.TakeUnprimed():
+		s.primed = false
+	case msg[0] == wire.CopyInResponse && s.gone && !s.sending:
+		return v, copyGone
 	}
 	return v, goOn
 }
@@ -175,30 +184,47 @@ func (sc *server) noteFatal(body []byte) bool {
 // noteReady decides at a ReadyForQuery whether the turn is over.
 func (sc *server) noteReady(s *Session) outcome {
 	if !s.turn.Quiet() {
-		if s.held && !s.sending && s.turn.Ready() == 0 {
-			s.held = false
+		if s.turn.Ready() == 0 {
+			s.writing = true
 			return boundary
 		}
 		return goOn
 	}
 	s.risk = false
+	idle := s.turn.Status() == 'I'
+	if idle {
+		s.portalRisk = false
+	}
 	switch {
 	case s.gone:
 		return winding
 	case s.turn.Lost():
 		s.pinFor(EffectProtocol)
-	case len(sc.drift) > 0 && s.turn.Status() == 'I':
+	case len(sc.drift) > 0 && idle:
 		s.pinFor(EffectUntrackedSetting)
+	case s.turn.Unnamed() == turn.UnnamedOlder && idle:
+		s.pinFor(EffectUnnamedStatement)
 	}
 	if s.pins == 0 && s.turn.Releasable() {
 		s.finishing = true
 		return turnEnds
 	}
-	if s.held && !s.sending || s.closing != nil {
+	s.writing = true
+	return boundary
+}
+
+// written ends the writing of the last reply that was owed to a session that keeps its server connection.
+func (s *Session) written() {
+	s.mu.Lock()
+	s.writing = false
+	wake := s.held && !s.sending || s.closing != nil
+	if wake {
 		s.held = false
-		return boundary
 	}
-	return goOn
+	s.mu.Unlock()
+	if wake {
+		s.interrupt()
+	}
 }
 
 // wind takes the next step in cleaning up sc after the client of the session that holds it left: roll back, discard, give
@@ -226,10 +252,11 @@ func (sc *server) wind(s *Session) {
 		s.primed = true
 		sc.failed = true // whatever unnamed statement there is is nobody's
 		s.dropLocked(sc)
+		sc.none = sc.reset
 		s.mu.Unlock()
 		sc.link.ClearInterrupt()
 		s.env.count.recycled.Add(1)
-		sc.pool.giveBack(sc)
+		sc.pool.giveBack(sc, nil)
 		return
 	}
 	s.turn.Sent(wire.Query, false)
@@ -244,7 +271,7 @@ const maxWinds = 4
 func (sc *server) windUp(s *Session, q []byte) {
 	s.sending = true
 	s.mu.Unlock()
-	_ = sc.link.Conn().SetReadDeadline(s.env.now().Add(windLimit))
+	sc.limitWind()
 	if len(q) > 0 {
 		if n, err := sc.link.TryWrite(q); err == nil && n < len(q) {
 			sc.kill() // it reads nothing any more

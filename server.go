@@ -36,6 +36,7 @@ type server struct {
 
 	// Owned by serve.
 	rest  []byte            // of a reply, that the client's socket did not take
+	whose *Session          // whose reply it is
 	what  outcome           // what follows when rest is written
 	body  int               // bytes still to come of a message too large for the buffer
 	drift map[string]string // settings that differ from base; nil: none
@@ -43,6 +44,7 @@ type server struct {
 
 	// Guarded by the holding session's mu, and handed on with the connection.
 	unnamed uint64 // which unnamed statement the server has; 0: some other or none
+	none    bool   // it certainly has none
 	failed  bool   // an error was reported since the connection was lent
 	fatal   bool   // the server ended the session by an error that is the client's own doing
 	winds   int    // messages sent to clean up after a client that left
@@ -59,7 +61,7 @@ func newServer(li *loggedIn, p *pool) *server {
 	return &server{
 		link: link.New(li.conn, !p.env.cfg.plainIO), pool: p,
 		welcome: li.statuses, base: statusMap(li.statuses),
-		network: li.network, address: li.address, pid: li.pid, secret: li.secret,
+		network: li.network, address: li.address, pid: li.pid, secret: li.secret, none: true,
 	}
 }
 
@@ -91,6 +93,14 @@ func (sc *server) kill() {
 	sc.killed.Store(true)
 	sc.link.Interrupt()
 	sc.link.AbortWrites()
+}
+
+// limitWind bounds how long the connection may take to become clean from now on.
+func (sc *server) limitWind() {
+	_ = sc.link.Conn().SetReadDeadline(sc.pool.env.now().Add(windLimit))
+	if sc.killed.Load() {
+		sc.link.Interrupt()
+	}
 }
 
 // retired reports whether the connection must not be lent again.
@@ -137,13 +147,13 @@ func (sc *server) winding() bool {
 
 // flush writes what the client's socket did not take before.
 func (sc *server) flush() {
-	s := sc.sess.Load()
-	if s == nil || len(sc.rest) == 0 {
+	s := sc.whose
+	if s == nil {
 		return
 	}
 	_, _ = s.link.Write(sc.rest) // a client that is gone is its own goroutine's business
 	what := sc.what
-	sc.rest, sc.what = nil, goOn
+	sc.rest, sc.whose, sc.what = nil, nil, goOn
 	sc.follow(s, what, false)
 }
 

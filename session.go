@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pgmoor/pgmoor/internal/link"
@@ -44,11 +45,15 @@ type Session struct {
 	done chan struct{} // closed when the session is over
 
 	// Owned by Serve's goroutine.
-	unsent []byte    // of a request, that the server's socket did not take
-	reply  []byte    // answers of our own, to be written outside of the handler
-	why    leaveWhy  // why the handler left
-	took   bool      // the handler took the link's buffer
-	local  localMode // requests are answered here, not by a server
+	unsentTo *server   // goes with sending
+	unsent   []byte    // of a request, that the server's socket did not take
+	reply    []byte    // answers of our own, to be written outside of the handler
+	why      leaveWhy  // why the handler left
+	took     bool      // the handler took the link's buffer
+	local    localMode // requests are answered here, not by a server
+
+	touched  atomic.Bool   // the client sent something since the last sweep
+	pinsView atomic.Uint32 // pins, for those who do not hold mu
 
 	// mu guards what follows. It is never held across I/O; a pool's mu may be taken inside it.
 	mu        sync.Mutex
@@ -56,6 +61,7 @@ type Session struct {
 	turn      turn.Turn
 	sending   bool     // somebody is writing requests of this session to srv
 	finishing bool     // the last reply of a turn is being written to the client
+	writing   bool     // the same, and the session keeps the server connection
 	finish    bool     // the turn ended while sending: whoever sends gives srv back
 	waiting   bool     // in the pool's queue, or being handed a server connection
 	held      bool     // the link keeps bytes that wait for the session's state to change
@@ -63,26 +69,28 @@ type Session struct {
 	resume    bool     // Serve's goroutine is to send pending itself
 	closing   *Error   // end the session, with this, at the next boundary
 	axed      bool     // end the session now
-	bad       *Error   // a header that cannot be one was sent to the server
+	ending    bool     // the server was sent a header with which it ends the session
+	endWith   *Error   // what the client is told then, unless by the server
 	waitErr   *Error   // why waiting was in vain
 	lostErr   *lostErr // the server connection was lost
 	pending   chunk    // whole messages that wait for a server connection
 
-	body      int              // bytes of a large message still to come from the client
-	big       *sqlscan.Scanner // of a large Query or Parse, until its text is complete
-	primed    bool             // srv's unnamed statement is ours, or we have none
-	prefix    []byte           // to be sent in front of the next message; in scratch where that is large enough
-	scratch   []byte           // goes with sending
-	pins      Effects
-	pinned    Effects // the first reason
-	served    bool
-	fed       bool   // something was sent since the last sweep
-	unnamed   []byte // the last Parse of the unnamed statement
-	unnamedID uint64
-	stmtRisk  bool // the unnamed statement may commit something
-	nameRisk  bool // a named statement may
-	risk      bool // something that may commit is under way
-	strings   bool // standard_conforming_strings
+	body       int              // bytes of a large message still to come from the client
+	big        *sqlscan.Scanner // of a large Query or Parse, until its text is complete
+	primed     bool             // srv's unnamed statement is ours, or we have none
+	prefix     []byte           // to be sent in front of the next message; in scratch where that is large enough
+	scratch    []byte           // goes with sending
+	pins       Effects
+	pinned     Effects // the first reason
+	served     bool
+	unnamed    []byte // the last Parse of the unnamed statement
+	unnamedID  uint64
+	opaque     bool // the client's encoding hides ASCII characters: its texts are not read
+	portalRisk bool // a portal may
+	stmtRisk   bool // the unnamed statement may commit something
+	nameRisk   bool // a named statement may
+	risk       bool // something that may commit is under way
+	strings    bool // standard_conforming_strings
 
 	// Guarded by pool.mu.
 	queued     bool
@@ -154,9 +162,7 @@ func (s *Session) Client() *Client { return s.client }
 
 // Pinned returns for what the session keeps its server connection; zero while it is multiplexed.
 func (s *Session) Pinned() Effects {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.pins
+	return Effects(s.pinsView.Load())
 }
 
 // Read reads the raw protocol stream; an error once Serve was called.
@@ -182,6 +188,7 @@ func (s *Session) Close() error {
 	s.served = true
 	s.mu.Unlock()
 	if !served {
+		s.leave()
 		s.over()
 		return nil
 	}
@@ -296,12 +303,13 @@ func (s *Session) left() (goOn bool) {
 // sendUnsent writes the rest of a request to the server, waiting for room.
 func (s *Session) sendUnsent() {
 	s.mu.Lock()
-	sc := s.srv
+	sc, b := s.unsentTo, s.unsent
+	s.unsentTo, s.unsent = nil, nil
 	s.mu.Unlock()
-	if sc != nil {
-		_, _ = sc.link.Write(s.unsent) // a server that is gone is its own goroutine's business
+	if sc == nil {
+		return
 	}
-	s.unsent = nil
+	_, _ = sc.link.Write(b) // a server that is gone is its own goroutine's business
 	s.sent(sc)
 }
 
@@ -333,15 +341,15 @@ func (s *Session) interrupted() (goOn bool) {
 
 // idleLocked reports whether the session is at a boundary.
 func (s *Session) idleLocked() bool {
-	return !s.waiting && !s.finishing && !s.sending && (s.srv == nil || s.pins != 0 && s.turn.Quiet() && s.turn.Status() == 'I')
+	return !s.waiting && !s.finishing && !s.writing && !s.sending && (s.srv == nil || s.pins != 0 && s.turn.Quiet() && s.turn.Status() == 'I')
 }
 
 // endLocked unlocks, says goodbye if nobody else is writing to the client, and reports false: the session is over.
 func (s *Session) endLocked(e *Error) bool {
-	quiet := s.srv == nil || s.turn.Quiet() && !s.finishing
+	quiet := s.srv == nil || s.turn.Quiet() && !s.finishing && !s.writing
 	s.mu.Unlock()
 	if e != nil && quiet {
-		_ = s.client.conn.SetWriteDeadline(time.Now().Add(time.Second))
+		_ = s.client.conn.SetWriteDeadline(s.env.now().Add(goodbyeLimit))
 		_, _ = s.link.Write(e.append(nil, "FATAL"))
 	}
 	return false
@@ -352,9 +360,17 @@ func (s *Session) end(e *Error) {
 	s.mu.Lock()
 	s.axed = true
 	s.closing = e
+	soon := s.env.now().Add(goodbyeLimit)
+	_ = s.client.conn.SetWriteDeadline(soon) // whoever is stuck in a write to a client that does not read
+	if s.srv != nil && s.sending {
+		_ = s.srv.link.Conn().SetWriteDeadline(soon) // or in one to a server that does not; leave gives it up
+	}
 	s.mu.Unlock()
 	s.interrupt()
 }
+
+// goodbyeLimit is how long a write may still take in a session that ends now.
+const goodbyeLimit = time.Second
 
 // drain makes the session end, with e, when its transaction is over. Any goroutine may call it.
 func (s *Session) drain(e *Error) {
@@ -414,7 +430,7 @@ func (s *Session) leave() {
 		defer sc.kill()
 	case busy:
 		s.mu.Unlock()
-		_ = sc.link.Conn().SetReadDeadline(s.env.now().Add(windLimit))
+		sc.limitWind()
 	default:
 		s.cleanLocked(sc)
 	}
@@ -433,7 +449,7 @@ func (s *Session) cleanLocked(sc *server) {
 
 // unfitLocked reports whether the server connection cannot be made clean again.
 func (s *Session) unfitLocked() bool {
-	return s.body > 0 || s.resume || s.turn.Lost() || s.pins&unresettable != 0 || s.srv.fatal || s.srv.res == nil
+	return s.body > 0 || s.resume || s.unsentTo != nil || s.sending && s.axed || s.turn.Lost() || s.pins&unresettable != 0 || s.srv.fatal || s.srv.res == nil
 }
 
 // fixLocked returns the messages that end what the client left half done.

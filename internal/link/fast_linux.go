@@ -127,6 +127,26 @@ func (f *fastIO) gone() bool {
 	return n == 0 || n < 0 && errno != syscall.EAGAIN && errno != syscall.EINTR
 }
 
+// pollFd is struct pollfd of poll(2).
+type pollFd struct {
+	fd      int32
+	events  int16
+	revents int16
+}
+
+// Errors and hang-ups are reported whatever is asked for.
+const pollErr, pollHup = 0x8, 0x10
+
+func (f *fastIO) broken() (broken bool) {
+	err := f.raw.Control(func(fd uintptr) {
+		p := pollFd{fd: int32(fd)}
+		ts := syscall.Timespec{} // do not wait
+		n, _, _ := syscall.RawSyscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+		broken = n == 1 && p.revents&(pollErr|pollHup) != 0
+	})
+	return broken || err != nil
+}
+
 // peek returns -1 and an errno, or how many bytes (0: end of stream, 1) are there to be read.
 func (f *fastIO) peek() (n int, errno syscall.Errno) {
 	n = -1

@@ -45,6 +45,7 @@ type Link struct {
 	handle Handler
 	in     *Buffer // nil while nothing is kept
 	r, w   int     // unconsumed bytes are in[r:w]
+	taken  bool    // the handler has just called TakeBuffer
 	small  [8]byte // where the ordinary path waits without a buffer
 }
 
@@ -95,8 +96,11 @@ func (l *Link) Run(h Handler) error {
 }
 
 func (l *Link) runOrdinary() error {
+	full := false // the last read filled its space: more is likely to be there
 	for {
-		n, err := l.conn.Read(l.waitSpace())
+		space := l.waitSpace(full)
+		n, err := l.conn.Read(space)
+		full = n == len(space)
 		if n > 0 {
 			l.took(n)
 			if l.dispatch() == Leave {
@@ -109,10 +113,10 @@ func (l *Link) runOrdinary() error {
 	}
 }
 
-// waitSpace is where the ordinary path reads next: the few bytes inside the link while no buffer is held, else the
-// room that is left in the buffer.
-func (l *Link) waitSpace() []byte {
-	if l.in == nil {
+// waitSpace is where the ordinary path reads next: the few bytes inside the link while no buffer is held and none is
+// wanted, else the room that is left in the buffer.
+func (l *Link) waitSpace(wanted bool) []byte {
+	if l.in == nil && !wanted {
 		return l.small[:]
 	}
 	return l.room()
@@ -143,16 +147,23 @@ func (l *Link) room() []byte {
 	return l.in[l.w:]
 }
 
-// dispatch hands the unconsumed bytes to the handler and drops the buffer when all were consumed.
+// dispatch hands the unconsumed bytes to the handler, once more if it took the buffer and left some, and drops the buffer when
+// all were consumed.
 func (l *Link) dispatch() Next {
-	n, next := l.handle(l.in[l.r:l.w])
-	if l.in != nil {
-		l.r += n
-		if l.r >= l.w {
-			l.drop()
+	for {
+		n, next := l.handle(l.in[l.r:l.w])
+		again := l.taken && l.in != nil && next != Leave
+		l.taken = false
+		if l.in != nil {
+			l.r += n
+			if l.r >= l.w {
+				l.drop()
+			}
+		}
+		if !again {
+			return next
 		}
 	}
-	return next
 }
 
 // TakeBuffer hands the link's buffer to the caller, who owns it from then on (PutBuffer), together with the offset in
@@ -161,7 +172,7 @@ func (l *Link) dispatch() Next {
 func (l *Link) TakeBuffer(keep int) (b *Buffer, offset int) {
 	b, offset = l.in, l.r
 	rest := b[l.r+keep : l.w]
-	l.in, l.r, l.w = nil, 0, 0
+	l.in, l.r, l.w, l.taken = nil, 0, 0, true
 	if len(rest) > 0 {
 		l.in = GetBuffer()
 		l.w = copy(l.in[:], rest)
@@ -203,6 +214,10 @@ func (l *Link) Alive() (quiet bool) {
 
 // Gone reports whether the peer is known to have closed its side. Links that cannot tell report false.
 func (l *Link) Gone() bool { return l.fast != nil && l.fast.gone() }
+
+// Broken reports whether the connection is known to have ended in both directions, even if there are bytes to be read.
+// Links that cannot tell report false.
+func (l *Link) Broken() bool { return l.fast != nil && l.fast.broken() }
 
 var past = time.Unix(1, 0)
 

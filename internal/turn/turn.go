@@ -68,6 +68,7 @@ type Turn struct {
 	copyIn    bool // the server reads COPY data and the client has not ended it
 	copySyncs bool // a Sync was taken for consumed by the COPY that is under way
 	lost      bool // the server's answers can no longer be foretold
+	unprimed  bool // an injected message failed or was skipped
 	unnamed   Unnamed
 }
 
@@ -184,6 +185,13 @@ func (t *Turn) sentParse(unnamed bool) bool {
 // InjectParse records a Parse of the session's unnamed statement that the proxy sends in front of the session's next
 // message, after the session moved to another server connection.
 func (t *Turn) InjectParse() bool { return t.push(eParse | injected) }
+
+// TakeUnprimed reports whether, since it was last called, an error kept an injected message from having its effect.
+func (t *Turn) TakeUnprimed() bool {
+	u := t.unprimed
+	t.unprimed = false
+	return u
+}
 
 // InjectClose records a Close of the unnamed statement that the proxy sends because another session may have left one.
 func (t *Turn) InjectClose() bool { return t.push(eClose | injected) }
@@ -331,6 +339,7 @@ func (t *Turn) receivedError() {
 		t.unnamed = UnnamedNone
 	}
 	for t.Owed() && t.first() != eSync {
+		t.unprimed = t.unprimed || t.first()&injected != 0
 		t.drop()
 	}
 	if !t.Owed() {
