@@ -303,6 +303,7 @@ func (s *Session) holdLocked(sc *server) bool {
 	s.srv = sc
 	s.waiting = false
 	s.primed = sc.none && s.turn.Unnamed() == turn.UnnamedNone || sc.unnamed != 0 && sc.unnamed == s.unnamedID && s.turn.Unnamed() == turn.UnnamedLast
+	s.queried = false
 	sc.failed, sc.winds, sc.reset = false, 0, false
 	return true
 }

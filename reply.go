@@ -52,7 +52,7 @@ func (sc *server) relay(s *Session, b []byte) (int, link.Next) {
 		return sc.fromServer(b)
 	}
 	n, out, what := sc.digest(s, b)
-	owed := s.turn.Owed()
+	more := s.turn.Owed() || s.ending || sc.fatal // or the end of the stream, which may have come along
 	gone := s.gone
 	s.mu.Unlock()
 	if out > 0 && !gone {
@@ -62,11 +62,11 @@ func (sc *server) relay(s *Session, b []byte) (int, link.Next) {
 			return n, link.Leave
 		}
 	}
-	return n, sc.follow(s, what, owed)
+	return n, sc.follow(s, what, more)
 }
 
 // follow does what comes after the replies were written.
-func (sc *server) follow(s *Session, what outcome, owed bool) link.Next {
+func (sc *server) follow(s *Session, what outcome, more bool) link.Next {
 	switch what {
 	case turnEnds:
 		sc.endTurn(s)
@@ -81,7 +81,7 @@ func (sc *server) follow(s *Session, what outcome, owed bool) link.Next {
 		sc.gone = errAbandoned
 		return link.Leave
 	}
-	if owed {
+	if more {
 		return link.Again
 	}
 	return link.Park
