@@ -211,7 +211,7 @@ func (s *Session) prime(typ byte, unnamed, first bool) stop {
 	s.primed = true
 	s.prefix = append(s.scratch[:0], closeUnnamed...) // scratch: the next Parse may overwrite s.unnamed before this is written
 	s.turn.InjectClose()
-	if s.turn.Unnamed() == turn.UnnamedLast && !s.queried && !(typ == wire.Parse && unnamed) {
+	if s.turn.Unnamed() == turn.UnnamedLast && !s.queried && (typ != wire.Parse || !unnamed) {
 		s.prefix = append(s.prefix, s.unnamed...)
 		s.turn.InjectParse()
 	}

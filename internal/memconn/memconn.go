@@ -6,6 +6,7 @@
 package memconn
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -41,7 +42,7 @@ func (c *conn) RemoteAddr() net.Addr { return memAddr{} }
 
 func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.in.read(b)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = opError("read", err)
 	}
 	return n, err

@@ -180,7 +180,7 @@ func TestFinishTwiceGivesTheSame(t *testing.T) {
 func TestEffectNamesItsMembers(t *testing.T) {
 	require.Equal(t, "none", Effect(0).String())
 	require.Equal(t, "Setting|TxnEnd|Unsure", (Setting | TxnEnd | Unsure).String())
-	require.Len(t, strings.Split(Effect(Unsure<<1-1).String(), "|"), len(effectNames))
+	require.Len(t, strings.Split((Unsure<<1-1).String(), "|"), len(effectNames))
 }
 
 func TestScannerTakesNoMemory(t *testing.T) {
