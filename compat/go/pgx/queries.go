@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"crypto/sha256"
 	"fmt"
 	"strings"
@@ -99,7 +100,7 @@ func (p *probe) transactions() error {
 }
 
 func commitFailure(err error) string {
-	if err == pgx.ErrTxCommitRollback {
+	if errors.Is(err, pgx.ErrTxCommitRollback) {
 		return "rolled back"
 	}
 	return failure(err)
