@@ -1,8 +1,8 @@
 package main
 
 import (
-	"errors"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
