@@ -140,7 +140,12 @@ func (s *Session) malformed(b []byte) (int, link.Next) {
 	e := badHeader(b)
 	s.mu.Lock()
 	sc := s.srv
-	if sc == nil || s.turn.Quiet() || s.sending || s.finishing {
+	switch {
+	case s.finishing || s.writing || s.waiting || s.sending: // first things first
+		s.held = true
+		s.mu.Unlock()
+		return 0, link.Park
+	case sc == nil || s.turn.Quiet():
 		s.mu.Unlock()
 		return s.fatal(e, 0)
 	}
