@@ -15,7 +15,7 @@ import (
 
 func TestTheLossOfAnIdleServerConnectionIsNotNoticed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, pgmoor.Config{}, new(fake))
+		r := newRig(t, pgmoor.Config{MaxConnections: 1}, new(fake))
 		c := r.connect(t, "u")
 		require.Equal(t, "1", c.ok("pid"))
 		synctest.Wait()
@@ -104,7 +104,7 @@ func TestATransactionWhoseServerIsLostWhileItIsIdleHasToBeRolledBack(t *testing.
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRig(t, pgmoor.Config{}, new(fake))
+				r := newRig(t, pgmoor.Config{MaxConnections: 1}, new(fake))
 				c := r.connect(t, "u")
 				c.ok("BEGIN", "SELECT 1")
 				r.server.kill(1)
@@ -127,7 +127,7 @@ func TestAPinnedClientIsEndedWithItsServer(t *testing.T) {
 	for _, when := range []string{"idle", "busy", "in a transaction"} {
 		t.Run(when, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRig(t, pgmoor.Config{}, new(fake))
+				r := newRig(t, pgmoor.Config{MaxConnections: 2}, new(fake))
 				c, other := r.connect(t, "u"), r.connect(t, "u")
 				c.ok("SET a = 1")
 				switch when {
@@ -154,7 +154,7 @@ func TestAPinnedClientIsEndedWithItsServer(t *testing.T) {
 
 func TestAClientWhoseReplyBreaksOffInsideOfAMessageIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, pgmoor.Config{}, new(fake))
+		r := newRig(t, pgmoor.Config{MaxConnections: 1}, new(fake))
 		c, other := r.connect(t, "u"), r.connect(t, "u")
 		c.ask("half")
 		require.NoError(t, c.conn.SetReadDeadline(time.Now().Add(patience)))
@@ -169,7 +169,7 @@ func TestAClientWhoseReplyBreaksOffInsideOfAMessageIsClosed(t *testing.T) {
 
 func TestEverySyncOfALostPipelineIsAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, pgmoor.Config{}, new(fake))
+		r := newRig(t, pgmoor.Config{MaxConnections: 1}, new(fake))
 		c := r.connect(t, "u")
 		for _, sql := range []string{"SELECT 1", "die", "SELECT 2", "SELECT 3"} {
 			c.SendParse(&pgproto3.Parse{Query: sql})
@@ -190,7 +190,7 @@ func TestEverySyncOfALostPipelineIsAnswered(t *testing.T) {
 
 func TestABatchThatIsCutOffIsIgnoredUpToItsSync(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, pgmoor.Config{}, new(fake))
+		r := newRig(t, pgmoor.Config{MaxConnections: 1}, new(fake))
 		c := r.connect(t, "u")
 		c.send(&pgproto3.Parse{Query: "SELECT 1"}, &pgproto3.Flush{})
 		synctest.Wait()

@@ -397,12 +397,14 @@ func (p *pool) opened(res *puddle.Resource[*server]) {
 	p.open[sc] = struct{}{}
 	p.backoff, p.retryAt = 0, time.Time{}
 	p.welcome = sc.welcome
-	p.tellLoginsLocked(nil)
 	p.wg.Add(1)
 	p.mu.Unlock()
 	p.env.count.servers.Add(1)
 	go sc.serve()
 	p.giveBack(sc, nil)
+	p.mu.Lock()
+	p.tellLoginsLocked(nil) // now that their requests will find sc
+	p.mu.Unlock()
 	p.nudge() // more may be wanted
 }
 
@@ -506,8 +508,12 @@ func (p *pool) sleepLocked(now time.Time, limit time.Duration) time.Duration {
 	if p.retryAt.After(now) {
 		sooner(p.retryAt.Sub(now))
 	}
-	if t := p.env.cfg.idleTimeout(); len(p.idle) > 0 && t > 0 {
+	switch t := p.env.cfg.idleTimeout(); {
+	case t < 0:
+	case len(p.idle) > 0:
 		sooner(p.idle[0].idleSince.Add(t).Sub(now))
+	case p.servers > 0: // none of them can be idle for so long before then
+		sooner(t)
 	}
 	return sleep
 }

@@ -375,6 +375,33 @@ func TestAnIdleConnectionIsClosedAfterExactlyTheIdleTimeout(t *testing.T) {
 	})
 }
 
+func TestAConnectionThatWasBusyForLongIsClosedAfterExactlyTheIdleTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, pgmoor.Config{IdleTimeout: time.Minute, MaxConnections: 1}, new(fake))
+		c := r.connect(t, "u")
+		c.ok("BEGIN")
+		time.Sleep(130 * time.Second)
+		c.ok("COMMIT")
+		time.Sleep(time.Minute - time.Millisecond)
+		require.Equal(t, 1, r.Stats().Servers)
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		require.Zero(t, r.Stats().Servers)
+	})
+}
+
+func TestTheFirstClientOpensOneConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 50 {
+			r := newRig(t, pgmoor.Config{}, new(fake))
+			c := r.connect(t, "u")
+			c.ok("SELECT 1")
+			synctest.Wait()
+			require.EqualValues(t, 1, r.Stats().ServersOpened)
+		}
+	})
+}
+
 func TestAConnectionWithACancelUnderWayIsNotLent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := &fake{onCancel: func(uint32) { time.Sleep(3 * time.Second) }}

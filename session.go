@@ -319,6 +319,9 @@ func (s *Session) interrupted() (goOn bool) {
 	for goOn = true; goOn; {
 		s.mu.Lock()
 		switch {
+		case s.axed && s.closing != nil && (s.writing || s.finishing): // end has set a limit to that, and its end wakes us
+			s.mu.Unlock()
+			return true
 		case s.axed || s.closing != nil && s.idleLocked():
 			return s.endLocked(s.closing)
 		case s.waitErr != nil:

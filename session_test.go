@@ -32,9 +32,11 @@ func turning(t testing.TB, c *pgtest.Cluster, connections int) *pgmoor.Proxy {
 	}
 	for _, h := range holders {
 		h.ok("COMMIT")
-		require.NoError(t, h.conn.Close())
 	}
 	require.Eventually(t, func() bool { return p.Stats().ServersIdle == connections }, 10*time.Second, time.Millisecond)
+	for _, h := range holders {
+		require.NoError(t, h.conn.Close())
+	}
 	return p
 }
 
@@ -197,6 +199,7 @@ func TestLargeResultsPassThroughLittleMemory(t *testing.T) {
 			n, err := c.conn.Read(b)
 			require.NoError(t, err)
 			if total += n; total>>24 != (total-n)>>24 {
+				runtime.GC()
 				runtime.ReadMemStats(&now)
 				most = max(most, now.HeapAlloc)
 			}
