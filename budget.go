@@ -11,7 +11,7 @@ import (
 // where none is idle, a pool with less than its fair share has the first claim on a connection of one with more.
 type budget struct {
 	limit int
-	// fair, while somebody has a claim, is the number of connections beyond which a pool must give one up.
+	// fair, while somebody has a claim, is the number of connections from which on a pool must give one up; else 0.
 	fair atomic.Int32
 
 	mu       sync.Mutex // taken inside a pool's; takes none
@@ -60,8 +60,8 @@ func (b *budget) claim(p *pool, pools []*pool) {
 			wanting++
 		}
 	}
-	fair := max(1, b.limit/max(1, wanting))
-	if p.size() >= fair {
+	fair := b.limit / max(1, wanting) // 0 where there are more pools than connections: then they take turns
+	if p.size() >= max(1, fair) {
 		return
 	}
 	b.mu.Lock()
@@ -69,7 +69,7 @@ func (b *budget) claim(p *pool, pools []*pool) {
 	if !slices.Contains(b.claims, p) {
 		b.claims = append(b.claims, p)
 	}
-	b.fair.Store(int32(fair))
+	b.fair.Store(int32(fair) + 1)
 }
 
 // unclaim gives p's claim up, and wakes the pools that waited behind it.
@@ -97,7 +97,7 @@ func (b *budget) unclaimLocked(p *pool) {
 // that nobody in the pool waits for it. Each claim costs one connection.
 func (b *budget) mustYield(servers int, idle bool) bool {
 	f := b.fair.Load()
-	if f == 0 || !idle && servers <= int(f) {
+	if f == 0 || !idle && servers < int(f) {
 		return false
 	}
 	b.mu.Lock()

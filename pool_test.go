@@ -419,3 +419,17 @@ func TestAConnectionWithACancelUnderWayIsNotLent(t *testing.T) {
 		require.Equal(t, 13*time.Second, time.Since(start))
 	})
 }
+
+// A server that freezes: Close waits for cancel requests to it.
+func TestCloseDoesNotWaitForAFrozenServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &fake{onCancel: func(uint32) { time.Sleep(time.Hour) }}
+		r := newRig(t, pgmoor.Config{}, server)
+		c := r.connect(t, "u")
+		c.ask("sleep 2h")
+		synctest.Wait()
+		start := time.Now()
+		require.NoError(t, r.Close())
+		require.Less(t, time.Since(start), time.Second, "%v", time.Since(start))
+	})
+}

@@ -230,14 +230,15 @@ func (p *Proxy) DialContext(ctx context.Context, _, _ string) (net.Conn, error) 
 // welcome is the goroutine of a handshake.
 func (p *Proxy) welcome(conn net.Conn, local bool) {
 	defer p.wg.Done()
+	c := &Client{conn: conn, local: local, leaveSlot: func() {}}
 	if !local {
-		defer func() { <-p.slots }()
+		c.leaveSlot = sync.OnceFunc(func() { <-p.slots })
 	}
+	defer c.leaveSlot()
 	if !p.shake(conn) {
 		_ = conn.Close()
 		return
 	}
-	c := &Client{conn: conn, local: local}
 	s, err := p.login(c)
 	p.unshake(conn)
 	if err != nil {
@@ -285,7 +286,7 @@ func (p *Proxy) refused(c *Client, err error) {
 	e := new(Error)
 	*e = *asError(err) // an Authenticator's may be shared
 	if ne != nil {
-		e = fatalf(codeProtocolViolation, "canceling authentication due to timeout")
+		e = fatalf(codeQueryCanceled, "canceling authentication due to timeout")
 	}
 	e.Severity = "FATAL"
 	c.fail(e)
@@ -318,6 +319,7 @@ func (p *Proxy) login(c *Client) (*Session, error) {
 	if err := p.authenticate(ctx, c); err != nil {
 		return nil, err
 	}
+	c.leaveSlot() // from here on it may wait for a server
 	return p.open(c)
 }
 

@@ -53,6 +53,7 @@ type Client struct {
 	params    []byte // the other startup parameters in order: name, 0, value, 0
 	replicate string // value of the replication parameter
 	unknown   []string
+	leaveSlot func() // ends what counts as the handshake
 }
 
 // User returns the user name of the startup packet.
