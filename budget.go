@@ -34,10 +34,9 @@ func (b *budget) take(p *pool) bool {
 	}
 	pools := slices.Clone(b.pools)
 	b.mu.Unlock()
-	if free > 0 || b.evictFor(p, pools) {
-		return false
+	if free > 0 || !b.evictFor(p, pools) { // what is free is spoken for
+		b.claim(p, pools)
 	}
-	b.claim(p, pools)
 	return false
 }
 
@@ -95,14 +94,18 @@ func (b *budget) unclaimLocked(p *pool) {
 
 // mustYield reports whether a pool with that many connections has to give up the one that has just come back; idle says
 // that nobody in the pool waits for it. Each claim costs one connection.
-func (b *budget) mustYield(servers int, idle bool) bool {
+func (b *budget) mustYield(p *pool, servers int, idle bool) bool {
 	f := b.fair.Load()
 	if f == 0 || !idle && servers < int(f) {
 		return false
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.limit-b.used+b.yielding >= len(b.claims) {
+	others := len(b.claims)
+	if slices.Contains(b.claims, p) {
+		others--
+	}
+	if b.limit-b.used+b.yielding >= others {
 		return false
 	}
 	b.yielding++

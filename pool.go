@@ -223,7 +223,7 @@ func (p *pool) release(sc *server, again *Session) *Session {
 		p.mu.Unlock()
 		return nil
 	}
-	if p.closed || sc.retired() || p.budget.mustYield(p.servers, p.first == nil) {
+	if p.closed || sc.retired() || p.budget.mustYield(p, p.servers, p.first == nil) {
 		p.mu.Unlock()
 		sc.kill()
 		return nil
