@@ -367,7 +367,8 @@ func (s *Session) end(e *Error) {
 	soon := s.env.now().Add(goodbyeLimit)
 	_ = s.client.conn.SetWriteDeadline(soon) // whoever is stuck in a write to a client that does not read
 	if s.srv != nil && s.sending {
-		_ = s.srv.link.Conn().SetWriteDeadline(soon) // or in one to a server that does not; leave gives it up
+		s.srv.killed.Store(true) // a connection with a deadline is not lent again
+		_ = s.srv.link.Conn().SetWriteDeadline(soon)
 	}
 	s.mu.Unlock()
 	s.interrupt()
