@@ -214,7 +214,8 @@ func (p *pool) release(sc *server, again *Session) *Session {
 	if again != nil {
 		p.enqueueLocked(again)
 	}
-	if sc.lent {
+	used := sc.lent
+	if used {
 		sc.lent = false
 		p.lent++
 	}
@@ -223,7 +224,9 @@ func (p *pool) release(sc *server, again *Session) *Session {
 		p.mu.Unlock()
 		return nil
 	}
-	if p.closed || sc.retired() || p.budget.mustYield(p, p.servers, p.first == nil) {
+	// A connection that was just opened serves somebody before it may be claimed: pools that take turns would else do
+	// nothing but log in.
+	if p.closed || sc.retired() || (used || p.first == nil) && p.budget.mustYield(p, p.servers, p.first == nil) {
 		p.mu.Unlock()
 		sc.kill()
 		return nil
@@ -442,6 +445,13 @@ func (p *pool) tellLoginsLocked(err error) {
 	p.logins = nil
 }
 
+// known returns the ParameterStatus messages of the latest login; nil before the first.
+func (p *pool) known() []byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.welcome
+}
+
 // statuses returns the ParameterStatus messages for a client that logs in. The first client of a pool waits until
 // the server has let somebody in with these parameters, and gets the server's error where it does not.
 func (p *pool) statuses(ctx context.Context) ([]byte, error) {
@@ -458,7 +468,9 @@ func (p *pool) statuses(ctx context.Context) ([]byte, error) {
 	select {
 	case err = <-c:
 	case <-ctx.Done():
-		err = &Error{Code: codeConnectionException, Message: timedOut, Hint: "The proxy could not log in to the server in time."}
+		if err = context.Cause(ctx); !errors.Is(err, errClientGone) {
+			err = &Error{Code: codeConnectionException, Message: timedOut, Hint: "The proxy could not log in to the server in time."}
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -2,6 +2,8 @@ package pgmoor_test
 
 import (
 	"fmt"
+	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -314,6 +316,70 @@ func TestABusyUserYieldsToAStarvedOne(t *testing.T) {
 		}
 		_, most, _, _ := server.counts()
 		require.LessOrEqual(t, most, 4)
+	})
+}
+
+func TestTwoUsersTakeTurnsOnOneConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const turn = 100 * time.Millisecond
+		r := newRig(t, pgmoor.Config{MaxConnections: 1}, &fake{slow: 10 * time.Millisecond})
+		quiet := r.connect(t, "b")
+		crowd := make([]*client, 200)
+		for i := range crowd {
+			crowd[i] = r.connect(t, "a")
+			crowd[i].ask("sleep " + turn.String())
+		}
+		for i := range 10 {
+			start := time.Now()
+			require.Nil(t, quiet.query("SELECT 1").err)
+			require.LessOrEqual(t, time.Since(start), 2*turn, "turn %d", i)
+			time.Sleep(turn / 2)
+		}
+		start := time.Now()
+		for _, c := range crowd {
+			require.Nil(t, c.reply().err)
+		}
+		require.LessOrEqual(t, time.Since(start), 201*turn)
+	})
+}
+
+func TestAClientThatLeavesBeforeThereIsAServerIsForgotten(t *testing.T) {
+	server := new(fake)
+	r := newRig(t, pgmoor.Config{Authenticator: pgmoor.Trust()}, server)
+	server.setDown(true)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, r.AddListener(l))
+	for name, dial := range map[string]func() (net.Conn, error){
+		"in process": func() (net.Conn, error) { return r.DialContext(t.Context(), "", "") },
+		"tcp":        func() (net.Conn, error) { return net.Dial("tcp", l.Addr().String()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn, err := dial()
+			require.NoError(t, err)
+			c := newClient(t, conn)
+			c.send(&pgproto3.StartupMessage{ProtocolVersion: pgproto3.ProtocolVersion30, Parameters: map[string]string{"user": "u"}})
+			waits := func() bool { return strings.Contains(strings.Join(goroutines(), ""), ").awaitStatuses(") }
+			require.Eventually(t, waits, patience, time.Millisecond)
+			require.NoError(t, conn.Close())
+			require.Eventually(t, func() bool { return !waits() }, patience, time.Millisecond)
+		})
+	}
+}
+
+func TestWhatAClientSendsBeforeThereIsAServerIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := new(fake)
+		server.setDown(true)
+		r := newRig(t, pgmoor.Config{}, server)
+		c := r.dialClient(t)
+		c.send(&pgproto3.StartupMessage{ProtocolVersion: pgproto3.ProtocolVersion30, Parameters: map[string]string{"user": "u"}})
+		synctest.Wait()
+		c.ask("early")
+		time.Sleep(5 * time.Second)
+		server.setDown(false)
+		require.EqualValues(t, 'I', c.reply().status)
+		require.Equal(t, []string{"early"}, c.reply().tags)
 	})
 }
 

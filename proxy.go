@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pgmoor/pgmoor/internal/link"
 	"github.com/pgmoor/pgmoor/internal/memconn"
 	"github.com/pgmoor/pgmoor/internal/wire"
 )
@@ -353,7 +354,7 @@ func (p *Proxy) open(c *Client) (*Session, error) {
 	}
 	ctx, cancel := context.WithTimeout(p.ctx, wait)
 	defer cancel()
-	statuses, err := s.firstStatuses(ctx)
+	statuses, err := s.awaitStatuses(ctx)
 	if err == nil {
 		err = p.greet(s, statuses)
 	}
@@ -388,15 +389,17 @@ func (p *Proxy) greet(s *Session, statuses []byte) error {
 	return nil
 }
 
-// firstStatuses returns the ParameterStatus messages for the session. A replication client gets a connection of its own
-// for that.
-func (s *Session) firstStatuses(ctx context.Context) ([]byte, error) {
-	var st []byte
-	var err error
-	if s.client.replicates() {
-		st, err = s.openReplication(ctx)
-	} else {
-		st, err = s.pool.statuses(ctx)
+// awaitStatuses returns the ParameterStatus messages for the session. Where it has to wait for a server, it stops when the
+// client goes away.
+func (s *Session) awaitStatuses(ctx context.Context) (st []byte, err error) {
+	if st = s.pool.known(); st == nil || s.client.replicates() {
+		if err := s.client.conn.SetDeadline(time.Time{}); err != nil {
+			return nil, err
+		}
+		var stop func()
+		ctx, stop = s.watch(ctx)
+		st, err = s.firstStatuses(ctx)
+		stop()
 	}
 	if err != nil {
 		return nil, err
@@ -405,6 +408,39 @@ func (s *Session) firstStatuses(ctx context.Context) ([]byte, error) {
 	s.strings = m["standard_conforming_strings"] != "off"
 	s.opaque = hidesASCII(m["client_encoding"])
 	return st, nil
+}
+
+// firstStatuses waits for a server. A replication client gets a connection of its own.
+func (s *Session) firstStatuses(ctx context.Context) ([]byte, error) {
+	if s.client.replicates() {
+		return s.openReplication(ctx)
+	}
+	return s.pool.statuses(ctx)
+}
+
+// errClientGone is why a login ends whose client did not wait for it.
+var errClientGone = &net.OpError{Op: "read", Err: errors.New("the client is gone")}
+
+// watch returns a context that ends with errClientGone when the client goes away. Until stop has returned, the watcher is
+// the client's reader.
+func (s *Session) watch(ctx context.Context) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go s.watchClient(cancel, done)
+	return ctx, func() {
+		s.link.Interrupt()
+		<-done
+		s.link.ClearInterrupt()
+		cancel(nil)
+	}
+}
+
+// watchClient is the watcher's goroutine. Early bytes of the client stay with the link; behind them nothing is seen.
+func (s *Session) watchClient(cancel context.CancelCauseFunc, done chan<- struct{}) {
+	defer close(done)
+	if err := s.link.Wait(); err != nil && !link.Interrupted(err) {
+		cancel(errClientGone)
+	}
 }
 
 func (s *Session) openReplication(ctx context.Context) ([]byte, error) {

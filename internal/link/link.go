@@ -95,6 +95,17 @@ func (l *Link) Run(h Handler) error {
 	return l.runOrdinary()
 }
 
+// Wait reads once, on the ordinary path, and keeps what came for the next Run. It is for a goroutine that is the only
+// reader until Wait returns, and is interrupted as Run is.
+func (l *Link) Wait() error {
+	n, err := l.conn.Read(l.waitSpace(false))
+	if n > 0 {
+		l.took(n)
+		return nil
+	}
+	return err
+}
+
 func (l *Link) runOrdinary() error {
 	full := false // the last read filled its space: more is likely to be there
 	for {
