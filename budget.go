@@ -60,11 +60,18 @@ func (b *budget) claim(p *pool, pools []*pool) {
 		}
 	}
 	fair := b.limit / max(1, wanting) // 0 where there are more pools than connections: then they take turns
-	if p.size() >= max(1, fair) {
+	var sated []*pool                 // those that have their share, now that it is smaller
+	for _, o := range pools {
+		if o.size() >= max(1, fair) {
+			sated = append(sated, o)
+		}
+	}
+	if slices.Contains(sated, p) {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.claims = slices.DeleteFunc(b.claims, func(o *pool) bool { return slices.Contains(sated, o) })
 	if !slices.Contains(b.claims, p) {
 		b.claims = append(b.claims, p)
 	}
@@ -150,11 +157,11 @@ func (p *pool) spare() int {
 	return len(p.idle)
 }
 
-// size returns how many connections the pool has.
+// size returns how many connections the pool has or is about to have.
 func (p *pool) size() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.servers
+	return p.servers + p.dialing
 }
 
 // wanting reports whether the pool uses connections or wants some.
