@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -145,15 +146,36 @@ func MD5(secrets SecretSource) Authenticator {
 // encrypted.
 func Cleartext(secrets SecretSource) Authenticator { return cleartextAuth{secrets} }
 
-// Trust returns an Authenticator that lets everyone in whose address is a loopback address, a Unix socket or
-// in-process, as the user that they say they are, and refuses everyone else.
-func Trust() Authenticator { return AuthenticatorFunc(trustLoopback) }
+// Trust returns an Authenticator that lets clients of the same machine in, as the user that they say they are: those in
+// the same process, those whose address is a *net.UnixAddr, and those whose address, of whatever type, reads as a
+// loopback IP address. It refuses everyone else. A listener that stands for clients elsewhere, such as one behind a load
+// balancer on the same machine, must return connections that have their addresses.
+func Trust() Authenticator { return AuthenticatorFunc(trustLocal) }
 
-func trustLoopback(_ context.Context, c *Client) error {
-	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
-		return fatalf(codeBadAuthorization, "trust authentication is for loopback addresses only")
+func trustLocal(_ context.Context, c *Client) error {
+	if c.local || isLocal(c.RemoteAddr()) {
+		return nil
 	}
-	return nil
+	return &Error{
+		Severity: "FATAL", Code: codeBadAuthorization,
+		Message: "trust authentication is for clients of the same machine only",
+		Hint:    "Connect to a loopback address or a Unix socket, or let the proxy ask for passwords.",
+	}
+}
+
+// isLocal reports whether an address cannot be another machine's. What it does not understand can.
+func isLocal(a net.Addr) bool {
+	if a == nil {
+		return false
+	}
+	if _, ok := a.(*net.UnixAddr); ok {
+		return true
+	}
+	if ap, err := netip.ParseAddrPort(a.String()); err == nil {
+		return ap.Addr().Unmap().IsLoopback()
+	}
+	ip, err := netip.ParseAddr(a.String())
+	return err == nil && ip.Unmap().IsLoopback()
 }
 
 // refuseAll is what a Proxy does that was told neither how to authenticate nor any secrets.

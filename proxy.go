@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"slices"
@@ -279,7 +280,7 @@ func (p *Proxy) refused(c *Client, err error) {
 		return
 	}
 	p.env.count.loginFailures.Add(1)
-	p.env.log.Info("pgmoor: client refused", "client", c.RemoteAddr().String(), "user", c.user, "database", c.database, "err", err)
+	p.env.log.Info("pgmoor: client refused", "client", fmt.Sprint(c.RemoteAddr()), "user", c.user, "database", c.database, "err", err)
 	var ne net.Error
 	if errors.As(err, &ne) && !ne.Timeout() || c.user == "" && !isOwn(err) {
 		return // the connection is broken, or nothing was heard on it
@@ -541,7 +542,7 @@ func (p *Proxy) launch(s *Session) bool {
 func (p *Proxy) run(s *Session) {
 	defer p.sessions.Done()
 	if err := s.Serve(p.ctx); err != nil {
-		p.env.log.Debug("pgmoor: client gone", "client", s.RemoteAddr().String(), "err", err)
+		p.env.log.Debug("pgmoor: client gone", "client", fmt.Sprint(s.RemoteAddr()), "err", err)
 	}
 }
 

@@ -87,13 +87,19 @@ func (c *Client) TLS() (tls.ConnectionState, bool) {
 	return c.tls.ConnectionState(), true
 }
 
-// Private reports whether nobody on a network can listen: TLS, a Unix socket, or the same process.
+// Private reports whether nobody on a network can listen: TLS, a Unix socket (a connection whose LocalAddr is a
+// *net.UnixAddr), or the same process.
 func (c *Client) Private() bool {
 	if c.tls != nil || c.local {
 		return true
 	}
-	_, unix := c.conn.(*net.UnixConn)
-	return unix
+	return c.isUnix()
+}
+
+// isUnix reports whether the client came through a Unix socket, also where a listener wraps its connections.
+func (c *Client) isUnix() bool {
+	a, ok := c.conn.LocalAddr().(*net.UnixAddr)
+	return ok && a != nil
 }
 
 // errCancelDone ends a handshake that was a cancel request.
@@ -168,7 +174,7 @@ func (c *Client) readStartup(ctx context.Context, cfg startupConfig) (code uint3
 }
 
 func (c *Client) answerSSL(ctx context.Context, cfg startupConfig) error {
-	if _, unix := c.conn.(*net.UnixConn); unix || cfg.tls == nil {
+	if c.isUnix() || cfg.tls == nil {
 		return c.send([]byte{'N'})
 	}
 	if !link.New(c.conn, true).Alive() { // CVE-2021-3935: see also readStartup

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -322,28 +324,85 @@ func TestWithoutAnyWayToAuthenticateNetworkClientsAreRefused(t *testing.T) {
 	})
 }
 
-func TestTrustIsForLoopbackAddressesOnly(t *testing.T) {
-	cfg := pgmoor.Config{Authenticator: pgmoor.Trust()}
-	r := newRig(t, cfg, new(fake))
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, r.AddListener(&elsewhere{l}))
-	conn, err := net.Dial("tcp", l.Addr().String())
-	require.NoError(t, err)
-	require.Equal(t, "28000", newClient(t, conn).startup("u").code())
+func TestTrustIsForClientsOfTheSameMachineOnly(t *testing.T) {
+	r := newRig(t, pgmoor.Config{Authenticator: pgmoor.Trust()}, new(fake))
+	for name, c := range map[string]struct {
+		addr net.Addr
+		in   bool
+	}{
+		"loopback":                     {&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 4711}, true},
+		"loopback of IPv6":             {&net.TCPAddr{IP: net.IPv6loopback, Port: 4711}, true},
+		"Unix":                         {&net.UnixAddr{Net: "unix"}, true},
+		"foreign loopback":             {foreignAddr("127.0.0.1:4711"), true},
+		"foreign loopback, no port":    {foreignAddr("::1"), true},
+		"foreign loopback, mapped":     {foreignAddr("[::ffff:127.0.0.1]:4711"), true},
+		"far away":                     {&net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 4711}, false},
+		"far away, of IPv6":            {&net.TCPAddr{IP: net.ParseIP("2001:db8::1"), Port: 4711}, false},
+		"foreign, far away":            {foreignAddr("203.0.113.9:4711"), false},
+		"foreign, far away, no port":   {foreignAddr("203.0.113.9"), false},
+		"foreign, a name":              {foreignAddr("localhost:4711"), false},
+		"foreign, nothing":             {foreignAddr(""), false},
+		"foreign, that says it is one": {foreignAddr("127.0.0.1.example.com:1"), false},
+		"none":                         {nil, false},
+		"none of TCP":                  {(*net.TCPAddr)(nil), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			require.NoError(t, r.AddListener(&elsewhere{l, c.addr}))
+			conn, err := net.Dial("tcp", l.Addr().String())
+			require.NoError(t, err)
+			got := newClient(t, conn).startup("u")
+			if c.in {
+				require.EqualValues(t, 'I', got.status)
+				return
+			}
+			require.Equal(t, "28000", got.code())
+			require.Contains(t, got.err.Hint, "Unix socket")
+		})
+	}
 }
 
-// elsewhere is a listener whose clients come from far away.
-type elsewhere struct{ net.Listener }
+// foreignAddr is an address of a type that the proxy does not know.
+type foreignAddr string
 
-type farConn struct{ net.Conn }
+func (foreignAddr) Network() string  { return "foreign" }
+func (a foreignAddr) String() string { return string(a) }
+
+// elsewhere is a listener whose clients come from an address of the test's choice.
+type elsewhere struct {
+	net.Listener
+	addr net.Addr
+}
+
+type farConn struct {
+	net.Conn
+	addr net.Addr
+}
 
 func (l *elsewhere) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return farConn{c}, nil
+	return farConn{c, l.addr}, nil
 }
 
-func (farConn) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1} }
+func (c farConn) RemoteAddr() net.Addr { return c.addr }
+
+func TestAWrappedUnixConnectionIsPrivate(t *testing.T) {
+	cfg := pgmoor.Config{Authenticator: pgmoor.AuthenticatorFunc(func(_ context.Context, c *pgmoor.Client) error {
+		if !c.Private() {
+			return errors.New("somebody may listen")
+		}
+		return nil
+	})}
+	r := newRig(t, cfg, new(fake))
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	require.NoError(t, r.AddListener(&elsewhere{l, foreignAddr("somebody")}))
+	conn, err := net.Dial("unix", path)
+	require.NoError(t, err)
+	require.EqualValues(t, 'I', newClient(t, conn).startup("u").status)
+}
