@@ -94,7 +94,8 @@ type Config struct {
 // environment, nor from password or service files.
 type Upstream struct {
 	// Hosts are the addresses to try, in order: "host:port", "host" (port 5432), or the directory of a Unix socket
-	// with or without the port ("/var/run/postgresql", "/var/run/postgresql:5433"). Required.
+	// with or without the port ("/var/run/postgresql", "/var/run/postgresql:5433"). An IPv6 address with a port stands in
+	// brackets ("[::1]:5432"). They are no connection strings: passwords belong into Config.Secrets. Required.
 	Hosts []string
 
 	// Dialer opens the network connections. If nil, a net.Dialer.
@@ -154,9 +155,9 @@ func (u *Upstream) validate() error {
 	if len(u.Hosts) == 0 {
 		return errors.New("pgmoor: Config.Upstream.Hosts is empty: name at least one server, as in \"db1:5432\"")
 	}
-	for _, h := range u.Hosts {
+	for i, h := range u.Hosts {
 		if _, _, err := splitHost(h); err != nil {
-			return fmt.Errorf("pgmoor: Config.Upstream.Hosts: %w", err)
+			return fmt.Errorf("pgmoor: Config.Upstream.Hosts[%d]: %w", i, err)
 		}
 	}
 	if !slices.Contains([]string{"", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"}, u.SSLMode) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -212,23 +213,37 @@ func verifyChain(s tls.ConnectionState, roots *x509.CertPool) error {
 	return err
 }
 
-// splitHost takes an entry of Upstream.Hosts apart.
+// errNotHost says what Upstream.Hosts takes. It shows nothing of what was there, which may hold a password.
+var errNotHost = errors.New(`Hosts takes host:port, not a DSN: write "db1:5432", "[::1]:5432", "db1" or "/var/run/postgresql", ` +
+	"one element for each server, and put passwords into Config.Secrets")
+
+// splitHost takes an entry of Upstream.Hosts apart. Its errors show nothing of it but a port.
 func splitHost(h string) (host string, port uint16, err error) {
 	host, service := h, "5432"
-	switch i := strings.LastIndexByte(h, ':'); {
-	case strings.HasPrefix(h, "/"):
-		if i > 0 {
-			host, service = h[:i], h[i+1:]
+	socket := strings.HasPrefix(h, "/")
+	i := strings.LastIndexByte(h, ':')
+	switch {
+	case strings.Contains(h, "://") || strings.ContainsAny(h, "@,") || !socket && strings.ContainsAny(h, "/?= \t\n"):
+		return "", 0, errNotHost
+	case socket && i > 0, !socket && strings.Count(h, ":") == 1, strings.HasPrefix(h, "[") && strings.Contains(h, "]:"):
+		host, service = h[:i], h[i+1:]
+	}
+	if !socket && strings.ContainsAny(host, ":[]") {
+		if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") {
+			host = host[1 : len(host)-1]
 		}
-	case i >= 0 && (strings.Count(h, ":") == 1 || strings.Contains(h, "]:")):
-		if host, service, err = net.SplitHostPort(h); err != nil {
-			return "", 0, err
+		if _, err := netip.ParseAddr(host); err != nil {
+			return "", 0, errNotHost
 		}
 	}
-	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
 	p, err := strconv.ParseUint(service, 10, 16)
-	if err != nil || p == 0 || host == "" {
-		return "", 0, fmt.Errorf("%q is not a host, host:port or socket directory", h)
+	switch {
+	case host == "":
+		return "", 0, errNotHost
+	case err != nil && strings.Trim(service, "0123456789") != "":
+		return "", 0, fmt.Errorf("a port is not a number: %w", errNotHost)
+	case err != nil || p == 0:
+		return "", 0, fmt.Errorf("port %s is not between 1 and 65535", service)
 	}
 	return host, uint16(p), nil
 }

@@ -53,8 +53,8 @@ func TestMistakesInFlagsAreNamed(t *testing.T) {
 	}{
 		"no upstream":          {nil, "-upstream is missing"},
 		"bad upstream":         {[]string{"-upstream", "db:5432"}, "-upstream: it is neither"},
-		"bad sslmode":          {[]string{up + "?sslmode=maybe"}, `"maybe"`},
-		"bad port":             {[]string{up + ":99999"}, "db:99999"},
+		"bad sslmode":          {[]string{up + "?sslmode=maybe"}, "-upstream: sslmode"},
+		"bad port":             {[]string{up + ":99999"}, "-upstream: port 99999"},
 		"unknown flag":         {[]string{"-nonsense"}, "-nonsense"},
 		"an argument":          {[]string{up, "now"}, `"now"`},
 		"bad listen":           {[]string{up, "-listen", "6432"}, "neither HOST:PORT"},

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -58,6 +59,9 @@ func (d *DSN) Upstream() (pgmoor.Upstream, error) {
 	return up, nil
 }
 
+// sslModes are libpq's.
+var sslModes = []string{"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
+
 func build(values map[string]string) (*DSN, error) {
 	d := &DSN{}
 	for k, v := range values {
@@ -70,6 +74,9 @@ func build(values map[string]string) (*DSN, error) {
 		case "dbname":
 			d.Database = v
 		case "sslmode":
+			if !slices.Contains(sslModes, v) {
+				return nil, fmt.Errorf("sslmode is none of %s", strings.Join(sslModes, ", "))
+			}
 			d.SSLMode = v
 		case "sslrootcert":
 			d.SSLRootCert = v
@@ -80,7 +87,7 @@ func build(values map[string]string) (*DSN, error) {
 			}
 			d.ConnectTimeout = time.Duration(n) * time.Second
 		default:
-			return nil, fmt.Errorf("parameter %q is not one of host, port, user, password, dbname, sslmode, sslrootcert, connect_timeout", k)
+			return nil, fmt.Errorf("parameter %q is not understood: leave it out; known are host, port, user, password, dbname, sslmode, sslrootcert, connect_timeout", k)
 		}
 	}
 	var err error
@@ -105,12 +112,26 @@ func hosts(host, port string) ([]string, error) {
 		if p == "" {
 			p = "5432"
 		}
+		if err := checkPort(p); err != nil {
+			return nil, err
+		}
 		if strings.Contains(name, ":") {
 			name = "[" + name + "]"
 		}
 		names[i] = name + ":" + p
 	}
 	return names, nil
+}
+
+// checkPort shows a port only if it cannot be a part of a password.
+func checkPort(p string) error {
+	if strings.Trim(p, "0123456789") != "" {
+		return errors.New("a port is not a number: in a URL, the characters / @ : ? % of a user or password have to be written as %2F %40 %3A %3F %25")
+	}
+	if n, err := strconv.ParseUint(p, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("port %s is not between 1 and 65535", p)
+	}
+	return nil
 }
 
 // fromURL takes a URL apart by hand up to its query: net/url knows one host and port, here there may be several.

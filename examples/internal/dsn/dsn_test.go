@@ -50,6 +50,11 @@ func TestBadStringsAreRefusedWithoutShowingThePassword(t *testing.T) {
 		"host=a password=sesame connect_timeout=": "number of seconds",
 		"postgres://u:sesame%2@a":                 "hexadecimal",
 		"postgres://u:sesame@a,,b/":               "empty",
+		"postgres://u:se/sesame@a":                "%2F",
+		"postgres://u:sesame/x@a":                 "%2F",
+		"postgres://u:sesame@a:99999":             "port 99999",
+		"postgres://u:sesame@a?sslmode=maybe":     "verify-full",
+		"postgres://u:sesame@a?search_path=x":     `"search_path" is not understood: leave it out`,
 	} {
 		_, err := Parse(s)
 		require.ErrorContains(t, err, says, s)
