@@ -72,7 +72,9 @@ var ErrNoSecret = errors.New("pgmoor: no secret for this user")
 
 // SecretSource gives the secret of a user. It is called from several goroutines at once, at a client's login and when a
 // server connection is opened, and should answer from memory where it can. For a user that it does not know it returns
-// ErrNoSecret: the client then sees what it would see after a wrong password.
+// [ErrNoSecret]: the client then sees what it would see after a wrong password. A [Secret] that is a SCRAM verifier or an
+// MD5 hash lets the client in, but the proxy cannot log in with it to a server that asks for a password: such users need
+// theirs in clear.
 type SecretSource interface {
 	Secret(ctx context.Context, user string) (Secret, error)
 }
@@ -115,10 +117,11 @@ func ReadUserList(path string) (StaticSecrets, error) {
 	return m, nil
 }
 
-// Authenticator decides whether a client may come in. It may exchange messages with the client through the methods
-// of Client, and returns nil to let it in. An *Error is sent to the client as it is; any other error is logged
-// and the client is told that its authentication failed. The context ends with the handshake timeout. Authenticate is
-// called from several goroutines at once, each with its own client.
+// Authenticator decides whether a client may come in. It may ask the client for its password ([Client.Password]) and look
+// at what it said ([Client.User], [Client.Parameter], [Client.TLS] with the certificate), and returns nil to let it in. An
+// *[Error] is sent to the client as it is; any other error is logged, and the client is told that its authentication
+// failed. The context ends with the handshake timeout. Authenticate is called from several goroutines at once, each with
+// its own client. [SCRAM], [MD5], [Cleartext] and [Trust] return Authenticators.
 type Authenticator interface {
 	Authenticate(ctx context.Context, c *Client) error
 }
@@ -302,22 +305,15 @@ func (a *md5Auth) Authenticate(ctx context.Context, c *Client) error {
 type cleartextAuth struct{ secrets SecretSource }
 
 func (a cleartextAuth) Authenticate(ctx context.Context, c *Client) error {
-	if !c.Private() {
-		return &Error{
-			Severity: "FATAL", Code: codeBadAuthorization,
-			Message: "cleartext password authentication needs an encrypted connection",
-			Hint:    "Connect with sslmode=require.",
-		}
+	got, err := c.Password(ctx)
+	if err != nil {
+		return err
 	}
 	secret, err := lookup(ctx, a.secrets, c.User())
 	if err != nil {
 		return err
 	}
-	got, err := c.askPassword(authCleartext, nil)
-	if err != nil {
-		return err
-	}
-	if !secretMatches(secret, c.User(), string(got)) {
+	if !secretMatches(secret, c.User(), got) {
 		return badPassword(c.User())
 	}
 	return nil

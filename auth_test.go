@@ -6,11 +6,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -305,6 +309,149 @@ func TestAnAuthenticatorChoosesWhatItsClientIsTold(t *testing.T) {
 	require.Contains(t, log.text(), "fire")
 	require.EqualValues(t, 'I', newClient(t, dialTCP(t, address)).startup("u").status)
 	require.EqualValues(t, 2, r.Stats().LoginFailures)
+}
+
+// directory lets the users in whose password is their name backwards.
+func directory(ctx context.Context, c *pgmoor.Client) error {
+	pw, err := c.Password(ctx)
+	if err != nil {
+		return err
+	}
+	if pw != "u"+c.User() {
+		return errors.New("the directory knows nobody like that")
+	}
+	return nil
+}
+
+func TestAnAuthenticatorMayAskForThePassword(t *testing.T) {
+	cfg := pgmoor.Config{Authenticator: pgmoor.AuthenticatorFunc(directory)}
+	cfg.TLS, _ = certified(t)
+	r := newRig(t, cfg, new(fake))
+	address := r.listenTCP(t)
+	require.NoError(t, logIn(t, address, "me", "ume", "sslmode=require"))
+	require.Equal(t, "28P01", codeOf(logIn(t, address, "me", "you", "sslmode=require")))
+	require.Equal(t, "28000", codeOf(logIn(t, address, "me", "ume", "sslmode=disable")), "asked in the clear")
+	require.ErrorContains(t, logIn(t, address, "me", "", "sslmode=require"), "empty password")
+}
+
+func TestAPasswordIsAskedForWithinAuthenticateOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := unserved(t, new(fake))
+		_, s := accepted(t, p)
+		_, err := s.Client().Password(t.Context())
+		require.ErrorContains(t, err, "within Authenticate")
+		require.NoError(t, s.Close())
+	})
+}
+
+func TestAskingForThePasswordEndsWithItsContext(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	ended := make(chan error, 1)
+	r := newRig(t, pgmoor.Config{Authenticator: pgmoor.AuthenticatorFunc(func(ctx context.Context, c *pgmoor.Client) error {
+		ctx, cancel := context.WithTimeout(ctx, time.Millisecond)
+		defer cancel()
+		_, err := c.Password(ctx)
+		ended <- err
+		return err
+	})}, new(fake))
+	require.NoError(t, r.AddListener(l))
+	conn, err := net.Dial("unix", path)
+	require.NoError(t, err)
+	require.Equal(t, "57014", newClient(t, conn).startup("u").code())
+	require.ErrorIs(t, <-ended, context.DeadlineExceeded)
+}
+
+func TestClientsThatHangUpBeforeTheyAreLoggedInAreNoFailures(t *testing.T) {
+	sasl := append([]byte{'p', 0, 0, 0, 46}, append([]byte("SCRAM-SHA-256\x00\x00\x00\x00\x18"), "n,,n=,r=123456789012345678"...)...)
+	for name, send := range map[string][]byte{
+		"nothing":             nil,
+		"half a packet":       login(version30)[:5],
+		"no password":         login(version30),
+		"half a password":     append(login(version30), sasl[:10]...),
+		"half of an exchange": append(login(version30), sasl...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log logBuffer
+				r := newRig(t, pgmoor.Config{Secrets: someSecrets(t), Logger: slog.New(slog.NewTextHandler(&log, nil))}, new(fake))
+				conn, err := r.listenInMemory(t).DialContext(t.Context(), "", "")
+				require.NoError(t, err)
+				_, err = conn.Write(send)
+				require.NoError(t, err)
+				synctest.Wait()
+				require.NoError(t, conn.Close())
+				synctest.Wait()
+				require.Zero(t, r.Stats().LoginFailures)
+				require.Empty(t, log.text())
+			})
+		})
+	}
+}
+
+func TestAnAuthenticatorsNetworkIsNotItsClients(t *testing.T) {
+	var log logBuffer
+	r := newRig(t, pgmoor.Config{
+		Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		Authenticator: pgmoor.AuthenticatorFunc(func(context.Context, *pgmoor.Client) error {
+			return fmt.Errorf("the directory: %w", errors.Join(io.EOF, errDown))
+		}),
+	}, new(fake))
+	require.Equal(t, "28P01", newClient(t, dialTCP(t, r.listenTCP(t))).startup("u").code())
+	require.Equal(t, 1, strings.Count(log.text(), "\n"), log.text())
+	require.Contains(t, log.text(), "level=ERROR")
+	require.Contains(t, log.text(), "the directory")
+	require.EqualValues(t, 1, r.Stats().LoginFailures)
+}
+
+func TestAServersRefusalIsLoggedOnceAndExplained(t *testing.T) {
+	secrets := someSecrets(t)
+	for user, says := range map[string]string{
+		"clear": "is not the server's", "md5": "the MD5 hash only", "verifier": "the SCRAM verifier only", "nobody": "the proxy knows none",
+	} {
+		t.Run(user, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log logBuffer
+				server := &fake{refuse: func(map[string]string) *pgproto3.ErrorResponse {
+					return &pgproto3.ErrorResponse{Severity: "FATAL", Code: "28P01", Message: "password authentication failed"}
+				}}
+				r := newRig(t, pgmoor.Config{Secrets: secrets, Logger: slog.New(slog.NewTextHandler(&log, nil))}, server)
+				got := r.dialClient(t).startup(user)
+				require.Equal(t, "28P01", got.code())
+				require.Contains(t, got.err.Hint, "The server, not the proxy, refused: ")
+				require.Contains(t, got.err.Hint, says)
+				synctest.Wait()
+				require.Equal(t, 1, strings.Count(log.text(), "\n"), log.text())
+				require.Contains(t, log.text(), "level=INFO")
+				require.Contains(t, log.text(), says)
+				require.Equal(t, 1, strings.Count(log.text(), "SQLSTATE 28P01"))
+			})
+		})
+	}
+}
+
+func TestAServerThatIsDownIsLoggedInOneLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log logBuffer
+		server := new(fake)
+		server.setDown(true)
+		r := newRig(t, pgmoor.Config{BorrowTimeout: time.Millisecond, Logger: slog.New(slog.NewTextHandler(&log, nil))}, server)
+		require.Equal(t, "08000", r.dialClient(t).startup("u").code())
+		line, _, _ := strings.Cut(log.text(), "\n")
+		require.Contains(t, line, "level=ERROR")
+		require.True(t, strings.HasSuffix(line, `err="fake:5432: dial: the fake server is down"`), line)
+	})
+}
+
+func TestAReplicationClientIsToldThatTheServerIsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := new(fake)
+		server.setDown(true)
+		r := newRig(t, pgmoor.Config{}, server)
+		require.Equal(t, "08006", r.dialClient(t).startup("u", "replication", "database").code())
+		require.EqualValues(t, 1, r.Stats().OpenFailures)
+	})
 }
 
 func TestTheProxyLogsInWithTheSecretsOfItsUsers(t *testing.T) {

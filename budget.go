@@ -129,6 +129,13 @@ func (b *budget) give() {
 	refill(pools)
 }
 
+// usage returns how many tokens are taken, of how many.
+func (b *budget) usage() (used, limit int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.used, b.limit
+}
+
 func refill(pools []*pool) {
 	for _, p := range pools {
 		p.refill()

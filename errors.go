@@ -78,7 +78,12 @@ func asError(err error) *Error {
 	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
-		return &Error{Code: pg.Code, Message: pg.Message, Detail: pg.Detail, Hint: pg.Hint, server: pg}
+		e := &Error{Code: pg.Code, Message: pg.Message, Detail: pg.Detail, Hint: pg.Hint, server: pg}
+		var open *openError
+		if e.Hint == "" && errors.As(err, &open) {
+			e.Hint = open.hint
+		}
+		return e
 	}
 	if errors.Is(err, ErrProxyClosed) {
 		return &Error{Code: codeAdminShutdown, Message: "terminating connection due to administrator command"}

@@ -2,6 +2,8 @@ package pgmoor_test
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"log"
 	"net"
 	"os"
@@ -82,6 +84,28 @@ func ExampleProxy_DialContext() {
 	}
 	defer conn.Close(context.Background())
 }
+
+// An Authenticator of one's own: it asks for the password over TLS and lets a directory decide.
+func ExampleClient_Password() {
+	cert, err := tls.LoadX509KeyPair("server.crt", "server.key")
+	if err != nil {
+		log.Fatal(err)
+	}
+	_ = pgmoor.Config{
+		Upstream: pgmoor.Upstream{Hosts: []string{"127.0.0.1:5432"}},
+		TLS:      &tls.Config{Certificates: []tls.Certificate{cert}},
+		Authenticator: pgmoor.AuthenticatorFunc(func(ctx context.Context, c *pgmoor.Client) error {
+			password, err := c.Password(ctx)
+			if err != nil {
+				return err
+			}
+			return bind(ctx, c.User(), password)
+		}),
+	}
+}
+
+// bind stands for a directory.
+func bind(context.Context, string, string) error { return errors.New("no such user") }
 
 // A Proxy is a net.Listener: a program can look at every client that has logged in before it is served.
 func ExampleProxy_Accept() {

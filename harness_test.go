@@ -147,13 +147,22 @@ func (f *fake) setDown(down bool) {
 	f.down = down
 }
 
+func (f *fake) setSlow(d time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.slow = d
+}
+
 func (f *fake) greet(c *pgtest.FakeConn) error {
 	f.mu.Lock()
 	f.logins++
 	f.busiest = max(f.busiest, f.logins)
 	f.mu.Unlock()
 	defer f.loggedIn()
-	time.Sleep(f.slow)
+	f.mu.Lock()
+	slow := f.slow
+	f.mu.Unlock()
+	time.Sleep(slow)
 	if f.refuse == nil {
 		return c.Greet()
 	}

@@ -8,9 +8,9 @@ import (
 // Stats is a snapshot of what a Proxy does and has done. Counters start at zero with the Proxy.
 type Stats struct {
 	Clients     int // clients that are logged in
-	Handshaking int // network clients that are logging in
+	Handshaking int // clients that are logging in, also those that wait for a first server connection
 	Waiting     int // clients that wait for a server connection
-	// OldestWait is how long the one that waits longest has waited.
+	// OldestWait is how long the one that waits longest has waited. As JSON it is a number of nanoseconds.
 	OldestWait time.Duration
 
 	Servers     int // pooled server connections, open or being opened
@@ -27,7 +27,7 @@ type Stats struct {
 	ServersClosed  int64
 	BorrowTimeouts int64
 	Cancels        int64 // cancel requests that were forwarded to a server
-	LoginFailures  int64 // network clients that did not get in
+	LoginFailures  int64 // clients that were refused or not done in time; not those that hung up
 	OpenFailures   int64 // logins to servers that failed
 }
 

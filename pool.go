@@ -3,6 +3,7 @@ package pgmoor
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -56,6 +57,7 @@ type pool struct {
 	welcome []byte       // ParameterStatus messages of the latest login; nil before the first
 	armed   bool         // the keeper's timer will look at the waiters
 	starved bool         // the budget had nothing for us
+	failing bool         // the latest login to the server failed
 	backoff time.Duration
 	retryAt time.Time
 	refs    int // sessions
@@ -398,7 +400,7 @@ func (p *pool) opened(res *puddle.Resource[*server]) {
 	p.dialing--
 	p.servers++
 	p.open[sc] = struct{}{}
-	p.backoff, p.retryAt = 0, time.Time{}
+	p.backoff, p.retryAt, p.failing = 0, time.Time{}, false
 	p.welcome = sc.welcome
 	p.wg.Add(1)
 	p.mu.Unlock()
@@ -415,10 +417,10 @@ func (p *pool) openFailed(err error) {
 	if p.ctx.Err() != nil {
 		err = ErrProxyClosed
 	} else {
-		p.env.count.openFailures.Add(1)
-		p.env.log.Error("pgmoor: login to the server failed", "user", p.key.user, "database", p.key.database, "err", err)
+		p.noteFailure(err)
 	}
 	p.mu.Lock()
+	p.failing = true
 	p.opening--
 	p.dialing--
 	p.backoff = min(max(2*p.backoff, minBackoff), maxBackoff)
@@ -436,6 +438,22 @@ func (p *pool) openFailed(err error) {
 		s.waitFailed(asError(err))
 	}
 	p.nudge()
+}
+
+// noteFailure counts and logs a login to the server that failed. What the server has against a user or a database is the
+// client's mistake more often than the operator's.
+func (p *pool) noteFailure(err error) {
+	p.env.count.openFailures.Add(1)
+	level := slog.LevelError
+	if isPermanent(err) {
+		level = slog.LevelInfo
+	}
+	attrs := []any{slog.String("user", p.key.user), slog.String("database", p.key.database), slog.Any("err", err)}
+	var open *openError
+	if errors.As(err, &open) && open.hint != "" {
+		attrs = append(attrs, slog.String("hint", open.hint))
+	}
+	p.env.log.Log(p.ctx, level, "pgmoor: login to the server failed", attrs...)
 }
 
 func (p *pool) tellLoginsLocked(err error) {
@@ -462,19 +480,23 @@ func (p *pool) statuses(ctx context.Context) ([]byte, error) {
 	}
 	c := make(chan error, 1)
 	p.logins = append(p.logins, c)
+	since := p.env.now()
 	p.nudge()
 	p.mu.Unlock()
 	var err error
 	select {
 	case err = <-c:
 	case <-ctx.Done():
-		if err = context.Cause(ctx); !errors.Is(err, errClientGone) {
-			err = &Error{Code: codeConnectionException, Message: timedOut, Hint: "The proxy could not log in to the server in time."}
+		if err = context.Cause(ctx); errors.Is(err, context.Canceled) {
+			err = ErrProxyClosed
 		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = &Error{Code: codeConnectionException, Message: timedOut, Hint: p.waitHintLocked(since, len(p.logins)-1+p.waiting)}
+		}
 		for i, o := range p.logins {
 			if o == c {
 				p.logins = append(p.logins[:i], p.logins[i+1:]...)
@@ -490,18 +512,23 @@ func (p *pool) statuses(ctx context.Context) ([]byte, error) {
 func (p *pool) expire() time.Duration {
 	limit := max(p.env.cfg.borrowTimeout(), 0)
 	now := p.env.now()
+	text := timedOut
+	if limit == 0 {
+		text = noneIdle
+	}
 	var late []*Session
+	var told []*Error
 	p.mu.Lock()
 	for p.first != nil && now.Sub(p.first.queuedAt) >= limit {
-		late = append(late, p.first)
+		hint := p.waitHintLocked(p.first.queuedAt, p.waiting-1+len(late)+len(p.logins))
+		late, told = append(late, p.first), append(told, &Error{Code: codeConnectionException, Message: text, Hint: hint})
 		p.forgetLocked(p.first)
 	}
-	hint := p.queueHintLocked(len(late))
 	sleep := p.sleepLocked(now, limit)
 	p.mu.Unlock()
-	for _, s := range late {
+	for i, s := range late {
 		p.env.count.borrowTimeouts.Add(1)
-		s.waitFailed(&Error{Code: codeConnectionException, Message: timedOut, Hint: hint})
+		s.waitFailed(told[i])
 	}
 	return sleep
 }

@@ -25,7 +25,7 @@ func TestARequestWaitsExactlyAsLongAsTheBorrowTimeout(t *testing.T) {
 		require.Equal(t, "08000", got.err.Code)
 		require.Equal(t, "ERROR", got.err.Severity)
 		require.Equal(t, "timed out waiting to acquire a database connection", got.err.Message)
-		require.Equal(t, "1 requests were waiting, the oldest left for 0s, for 1 server connections, of which 0 are kept by pinned sessions.", got.err.Hint)
+		require.Equal(t, "Waited for 7s; others waiting: 0. All 1 of 1 server connections are in use.", got.err.Hint)
 		require.EqualValues(t, 'I', got.status)
 		got = extended.extended("SELECT 1")
 		require.Equal(t, "08000", got.err.Code)
@@ -53,10 +53,30 @@ func TestHintsOfBorrowTimeoutsCount(t *testing.T) {
 		require.Equal(t, 2, st.Waiting)
 		require.Equal(t, 2*time.Second, st.OldestWait)
 		require.Equal(t, map[string]int{"setting": 1}, st.PinnedBy)
-		require.Equal(t, "2 requests were waiting, the oldest left for 5s, for 2 server connections, of which 1 are kept by pinned sessions.",
+		require.Equal(t, "Waited for 7s; others waiting: 1. All 2 of 2 server connections are in use, kept by pinned sessions: 1, see docs/pinning.md.",
 			first.reply().err.Hint)
-		require.Equal(t, "1 requests were waiting, the oldest left for 0s, for 2 server connections, of which 1 are kept by pinned sessions.",
+		require.Equal(t, "Waited for 7s; others waiting: 0. All 2 of 2 server connections are in use, kept by pinned sessions: 1, see docs/pinning.md.",
 			second.reply().err.Hint)
+	})
+}
+
+func TestHintsOfBorrowTimeoutsTellASlowServerFromOneThatIsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := new(fake)
+		r := newRig(t, pgmoor.Config{MaxConnections: 2, BorrowTimeout: 7 * time.Second}, server)
+		holder, waiter := r.connect(t, "u"), r.connect(t, "u")
+		holder.ok("BEGIN")
+		server.setSlow(time.Minute)
+		require.Equal(t, "Waited for 7s; others waiting: 0. 2 of 2 server connections are open or being opened: logging in to the server takes its time.",
+			waiter.query("SELECT 1").err.Hint)
+		time.Sleep(time.Minute) // for the login to time out
+		server.setDown(true)
+		require.Equal(t, "Waited for 7s; others waiting: 0. Logging in to the server failed: see the proxy's log.", waiter.query("SELECT 1").err.Hint)
+		server.setDown(false)
+		server.setSlow(0)
+		waiter.ok("SELECT 1")
+		waiter.ok("BEGIN")
+		require.Equal(t, "Waited for 7s; others waiting: 0. All 2 of 2 server connections are in use.", r.connect(t, "u").query("SELECT 1").err.Hint)
 	})
 }
 
@@ -66,7 +86,10 @@ func TestWithNoWaitABusyPoolRefusesAtOnce(t *testing.T) {
 		holder, other := r.connect(t, "u"), r.connect(t, "u")
 		holder.ok("BEGIN")
 		start := time.Now()
-		require.Equal(t, "08000", other.query("SELECT 1").code())
+		got := other.query("SELECT 1")
+		require.Equal(t, "08000", got.code())
+		require.Equal(t, "no server connection is idle", got.err.Message)
+		require.Equal(t, "All 1 of 1 server connections are in use.", got.err.Hint)
 		require.Zero(t, time.Since(start))
 		holder.ok("COMMIT")
 		synctest.Wait()
@@ -198,6 +221,7 @@ func TestClientsThatLogInWaitForAServerThatIsDown(t *testing.T) {
 		require.Equal(t, "08000", got.code())
 		require.Equal(t, "FATAL", got.err.Severity)
 		require.Equal(t, 10*time.Second, time.Since(start))
+		require.Equal(t, "Waited for 10s; others waiting: 0. Logging in to the server failed: see the proxy's log.", got.err.Hint)
 
 		later := r.dialClient(t)
 		later.send(&pgproto3.StartupMessage{ProtocolVersion: pgproto3.ProtocolVersion30, Parameters: map[string]string{"user": "u"}})

@@ -21,6 +21,9 @@ import (
 // timedOut is RDS Proxy's text for a borrow that took too long.
 const timedOut = "timed out waiting to acquire a database connection"
 
+// noneIdle is what a client is told that was not to wait.
+const noneIdle = "no server connection is idle"
+
 // firstPid is where the process ids of cancel keys begin: no PostgreSQL backend has one as great.
 const firstPid = 1 << 22
 
@@ -279,19 +282,49 @@ func (p *Proxy) refused(c *Client, err error) {
 	if errors.Is(err, errCancelDone) {
 		return
 	}
-	p.env.count.loginFailures.Add(1)
-	p.env.log.Info("pgmoor: client refused", "client", fmt.Sprint(c.RemoteAddr()), "user", c.user, "database", c.database, "err", err)
+	p.noteRefusal(c, err)
 	var ne net.Error
-	if errors.As(err, &ne) && !ne.Timeout() || c.user == "" && !isOwn(err) {
-		return // the connection is broken, or nothing was heard on it
+	var open *openError
+	ours := !errors.As(err, &open) && errors.As(err, &ne) // an error of this connection, not of one to a server
+	if ours && !ne.Timeout() || c.user == "" && !isOwn(err) {
+		return // it is broken, or nothing was heard on it
 	}
 	e := new(Error)
 	*e = *asError(err) // an Authenticator's may be shared
-	if ne != nil {
+	if ours {
 		e = fatalf(codeQueryCanceled, "canceling authentication due to timeout")
 	}
 	e.Severity = "FATAL"
 	c.fail(e)
+}
+
+// noteRefusal counts and logs a client that does not get in. One that hung up, such as a port scanner or psql before it
+// asks its user for a password, is not refused; and what a server said was logged when it said it.
+func (p *Proxy) noteRefusal(c *Client, err error) {
+	level := slog.LevelInfo
+	var open *openError
+	var failure *authFailure
+	switch {
+	case errors.Is(err, errClientGone):
+		p.env.log.Debug("pgmoor: client hung up before it was logged in", c.logAttrs()...)
+		return
+	case errors.As(err, &open):
+		level = slog.LevelDebug
+	case errors.As(err, &failure):
+		level = slog.LevelError
+	}
+	p.env.count.loginFailures.Add(1)
+	p.env.log.Log(context.Background(), level, "pgmoor: client refused", append(c.logAttrs(), slog.Any("err", err))...)
+}
+
+// logAttrs says who a log line is about.
+func (c *Client) logAttrs() []any {
+	return []any{slog.String("client", fmt.Sprint(c.RemoteAddr())), slog.String("user", c.user), slog.String("database", c.database)}
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
 }
 
 func isOwn(err error) bool {
@@ -332,15 +365,29 @@ func (p *Proxy) authenticate(ctx context.Context, c *Client) error {
 	if p.cfg.RequireTLS && !c.Private() {
 		return fatalf(codeBadAuthorization, "the proxy accepts encrypted connections only")
 	}
+	c.authenticating.Store(true)
 	err := p.auth.Authenticate(ctx, c)
-	var own *Error
-	var ne net.Error
-	if err == nil || errors.As(err, &own) || errors.As(err, &ne) {
+	c.authenticating.Store(false)
+	switch {
+	case err == nil || isOwn(err) || errors.Is(err, errClientGone) || isTimeout(err):
 		return err
+	case p.ctx.Err() != nil:
+		return ErrProxyClosed
 	}
-	p.env.log.Error("pgmoor: authentication failed", "user", c.user, "err", err)
-	return badPassword(c.user)
+	return &authFailure{cause: err, told: badPassword(c.user)}
 }
+
+// authFailure is an error of an Authenticator that is for the log and not for its client.
+type authFailure struct {
+	cause error
+	told  *Error
+}
+
+// Error returns the cause.
+func (e *authFailure) Error() string { return e.cause.Error() }
+
+// Unwrap returns what the client is told, and not the cause, which may be a network error of another connection.
+func (e *authFailure) Unwrap() error { return e.told }
 
 // open makes the session of an authenticated client.
 func (p *Proxy) open(c *Client) (*Session, error) {
@@ -446,7 +493,11 @@ func (s *Session) watchClient(cancel context.CancelCauseFunc, done chan<- struct
 
 func (s *Session) openReplication(ctx context.Context) ([]byte, error) {
 	li, err := s.env.up.open(ctx, &s.pool.key)
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errClientGone) {
+		return nil, cause
+	}
 	if err != nil {
+		s.pool.noteFailure(err)
 		return nil, err
 	}
 	sc := newServer(li, s.pool)

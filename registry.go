@@ -176,14 +176,24 @@ func (p *pool) stats(st *Stats) {
 	st.Transactions += p.lent
 }
 
-// queueHintLocked is what a client is told whose wait was in vain.
-func (p *pool) queueHintLocked(late int) string {
-	oldest := time.Duration(0)
-	if p.first != nil {
-		oldest = p.env.now().Sub(p.first.queuedAt).Round(time.Millisecond)
+// waitHintLocked is what a client is told that waited since then in vain, with so many others.
+func (p *pool) waitHintLocked(since time.Time, others int) string {
+	hint := ""
+	if waited := p.env.now().Sub(since).Round(time.Millisecond); waited > 0 {
+		hint = fmt.Sprintf("Waited for %v; others waiting: %d. ", waited, others)
 	}
-	return fmt.Sprintf("%d requests were waiting, the oldest left for %v, for %d server connections, of which %d are kept by pinned sessions.",
-		p.waiting+late, oldest, p.servers, p.env.pinnedSessions())
+	used, limit := p.budget.usage()
+	switch {
+	case p.failing && !p.starved:
+		return hint + "Logging in to the server failed: see the proxy's log."
+	case used < limit || p.dialing > 0 && !p.starved:
+		return hint + fmt.Sprintf("%d of %d server connections are open or being opened: logging in to the server takes its time.", used, limit)
+	}
+	hint += fmt.Sprintf("All %d of %d server connections are in use", used, limit)
+	if n := p.env.pinnedSessions(); n > 0 {
+		hint += fmt.Sprintf(", kept by pinned sessions: %d, see docs/pinning.md", n)
+	}
+	return hint + "."
 }
 
 func (e *env) pinnedSessions() (n int) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/pgmoor/pgmoor/internal/link"
@@ -54,6 +55,8 @@ type Client struct {
 	replicate string // value of the replication parameter
 	unknown   []string
 	leaveSlot func() // ends what counts as the handshake
+
+	authenticating atomic.Bool // an Authenticator has it
 }
 
 // User returns the user name of the startup packet.
@@ -102,6 +105,35 @@ func (c *Client) isUnix() bool {
 	return ok && a != nil
 }
 
+// Password asks the client for its password in clear and returns it, as an Authenticator needs it that hands passwords on
+// to a directory or compares them in its own way. It may be called from within Authenticate only, by one goroutine. A
+// client that is not Private is not asked, a client that answers with an empty password or with nonsense does not get in,
+// and one that hangs up is gone: then, and when ctx ends first, there is an error, which the Authenticator returns as it
+// is. A password is of at most 65,530 bytes. It is a secret: nothing of it belongs into an error or a log.
+func (c *Client) Password(ctx context.Context) (string, error) {
+	switch {
+	case !c.authenticating.Load():
+		return "", errors.New("pgmoor: Client.Password is for Authenticators: call it from within Authenticate")
+	case !c.Private():
+		return "", &Error{
+			Severity: "FATAL", Code: codeBadAuthorization,
+			Message: "cleartext password authentication needs an encrypted connection",
+			Hint:    "Connect with sslmode=require.",
+		}
+	}
+	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) })
+	pw, err := c.askPassword(authCleartext, nil)
+	switch {
+	case !stop():
+		return "", ctx.Err()
+	case err != nil:
+		return "", err
+	case len(pw) == 0:
+		return "", fatalf(codeBadPassword, "empty password returned by client")
+	}
+	return string(pw), nil
+}
+
 // errCancelDone ends a handshake that was a cancel request.
 var errCancelDone = errors.New("pgmoor: cancel request")
 
@@ -147,7 +179,7 @@ func (c *Client) negotiate(ctx context.Context, cfg startupConfig) error {
 // clear can be taken for something that it sent encrypted.
 func (c *Client) readStartup(ctx context.Context, cfg startupConfig) (code uint32, body []byte, err error) {
 	var head [8]byte
-	if _, err := io.ReadFull(c.conn, head[:1]); err != nil {
+	if err := c.readFull(head[:1]); err != nil {
 		return 0, nil, err
 	}
 	if head[0] == tlsRecord && c.tls == nil && cfg.tls != nil {
@@ -156,18 +188,18 @@ func (c *Client) readStartup(ctx context.Context, cfg startupConfig) (code uint3
 		}
 		return c.readStartup(ctx, cfg)
 	}
-	if _, err := io.ReadFull(c.conn, head[1:4]); err != nil {
+	if err := c.readFull(head[1:4]); err != nil {
 		return 0, nil, err
 	}
 	n := binary.BigEndian.Uint32(head[:4])
 	if n < 8 || n > maxStartupPacket {
 		return 0, nil, fatalf(codeProtocolViolation, "invalid length of startup packet")
 	}
-	if _, err := io.ReadFull(c.conn, head[4:]); err != nil {
+	if err := c.readFull(head[4:]); err != nil {
 		return 0, nil, err
 	}
 	body = make([]byte, n-8)
-	if _, err := io.ReadFull(c.conn, body); err != nil {
+	if err := c.readFull(body); err != nil {
 		return 0, nil, err
 	}
 	return binary.BigEndian.Uint32(head[4:]), body, nil
@@ -310,7 +342,25 @@ func (c *Client) keyLen() int {
 
 func (c *Client) send(b []byte) error {
 	_, err := c.conn.Write(b)
-	return err
+	return orGone(err)
+}
+
+// readFull fills b from the client's connection.
+func (c *Client) readFull(b []byte) error {
+	_, err := io.ReadFull(c.conn, b)
+	return orGone(err)
+}
+
+// orGone returns errClientGone in the place of an error of a connection that says that the client has hung up.
+func orGone(err error) error {
+	var op *net.OpError
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.ErrClosedPipe):
+	case errors.As(err, &op) && !op.Timeout() && (op.Op == "read" || op.Op == "write"):
+	default:
+		return err
+	}
+	return errClientGone
 }
 
 // fail tells the client why it is not let in.
@@ -328,7 +378,7 @@ func request(dst []byte, kind uint32, data []byte) []byte {
 // readAuth reads the client's answer to an authentication request.
 func (c *Client) readAuth() ([]byte, error) {
 	var head [wire.HeaderLen]byte
-	if _, err := io.ReadFull(c.conn, head[:]); err != nil {
+	if err := c.readFull(head[:]); err != nil {
 		return nil, err
 	}
 	n := wire.Length(head[:])
@@ -339,8 +389,7 @@ func (c *Client) readAuth() ([]byte, error) {
 		return nil, fatalf(codeProtocolViolation, "invalid password packet size")
 	}
 	body := make([]byte, n-4)
-	_, err := io.ReadFull(c.conn, body)
-	return body, err
+	return body, c.readFull(body)
 }
 
 // askPassword sends an authentication request and returns the zero-terminated answer without its terminator.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -81,7 +82,27 @@ type loggedIn struct {
 func (u *upstream) open(ctx context.Context, key *poolKey) (*loggedIn, error) {
 	ctx, cancel := context.WithTimeout(ctx, u.cfg.connectTimeout())
 	defer cancel()
-	cfg, rec, err := u.config(ctx, key)
+	secret, err := u.secret(ctx, key.user)
+	if err != nil {
+		return nil, &openError{cause: err}
+	}
+	li, err := u.logIn(ctx, key, secret)
+	if err != nil {
+		return nil, &openError{cause: err, hint: passwordHint(err, secret)}
+	}
+	return li, nil
+}
+
+// secret returns the zero Secret where none is known.
+func (u *upstream) secret(ctx context.Context, user string) (Secret, error) {
+	if u.secrets == nil {
+		return Secret{}, nil
+	}
+	return lookup(ctx, u.secrets, user)
+}
+
+func (u *upstream) logIn(ctx context.Context, key *poolKey, secret Secret) (*loggedIn, error) {
+	cfg, rec, err := u.config(key, secret)
 	if err != nil {
 		return nil, err
 	}
@@ -114,19 +135,77 @@ func (u *upstream) open(ctx context.Context, key *poolKey) (*loggedIn, error) {
 	return li, nil
 }
 
+// openError is why no server connection could be opened.
+type openError struct {
+	cause error
+	hint  string // for the client and for the log; may be empty
+}
+
+// Error returns, in one line, what went wrong with each server. pgconn's own text has a line for each attempt.
+func (e *openError) Error() string {
+	var connect *pgconn.ConnectError
+	if !errors.As(e.cause, &connect) {
+		return e.cause.Error()
+	}
+	attempts, ok := connect.Unwrap().(interface{ Unwrap() []error })
+	if !ok {
+		return connect.Unwrap().Error()
+	}
+	var where, what []string
+	for _, err := range attempts.Unwrap() {
+		address, _, _ := strings.Cut(err.Error(), " (") // pgconn tries one address with and without TLS
+		if i := slices.Index(where, address); i >= 0 {
+			what[i] = address + ": " + attemptText(err)
+			continue
+		}
+		where, what = append(where, address), append(what, address+": "+attemptText(err))
+	}
+	return strings.Join(what, "; ")
+}
+
+// Unwrap returns the cause.
+func (e *openError) Unwrap() error { return e.cause }
+
+// attemptText is the text of one attempt without the address.
+func attemptText(err error) string {
+	var pg *pgconn.PgError
+	var op *net.OpError
+	switch {
+	case errors.As(err, &pg):
+		return pg.Error()
+	case errors.As(err, &op):
+		return op.Op + ": " + op.Err.Error()
+	case errors.Unwrap(err) != nil:
+		return errors.Unwrap(err).Error()
+	}
+	return err.Error()
+}
+
+// passwordHint says whose fault it is that a server refused the password that the proxy had for it, if it did.
+func passwordHint(err error, secret Secret) string {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) || pg.Code != codeBadPassword {
+		return ""
+	}
+	const who = "The server, not the proxy, refused: "
+	switch {
+	case secret.isVerifier():
+		return who + "it asks for a password, and of this user's the proxy knows the SCRAM verifier only. Give it the password in clear."
+	case secret.isMD5():
+		return who + "it asks for a password, and of this user's the proxy knows the MD5 hash only. Give it the password in clear."
+	case secret.IsZero():
+		return who + "it asks for a password, and the proxy knows none of this user."
+	}
+	return who + "the password that the proxy knows of this user is not the server's."
+}
+
 // dialed remembers where the last successful dial went.
 type dialed struct{ network, address string }
 
-func (u *upstream) config(ctx context.Context, key *poolKey) (*pgconn.Config, *dialed, error) {
+func (u *upstream) config(key *poolKey, secret Secret) (*pgconn.Config, *dialed, error) {
 	cfg := u.base.Copy()
 	cfg.User, cfg.Database = key.user, key.database
-	if u.secrets != nil {
-		s, err := lookup(ctx, u.secrets, key.user)
-		if err != nil {
-			return nil, nil, err
-		}
-		cfg.Password, _ = s.password()
-	}
+	cfg.Password, _ = secret.password()
 	rec := new(dialed)
 	cfg.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
 		c, err := u.cfg.dialer().DialContext(ctx, network, address)
