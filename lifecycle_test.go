@@ -3,7 +3,9 @@ package pgmoor_test
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -164,6 +166,54 @@ func TestNothingWorksOnAClosedProxy(t *testing.T) {
 	require.ErrorIs(t, err, net.ErrClosed)
 	_, err = l.Accept()
 	require.ErrorIs(t, err, net.ErrClosed)
+}
+
+func TestServeEndsWithItsLastListener(t *testing.T) {
+	var log logBuffer
+	server := new(fake)
+	server.start()
+	defer func() { require.NoError(t, server.Close()) }()
+	listen := func() net.Listener {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		return l
+	}
+	first, second, third := listen(), listen(), listen()
+	p, err := pgmoor.New(first, pgmoor.Config{
+		Upstream: pgmoor.Upstream{Hosts: []string{"fake"}, SSLMode: "disable", Dialer: pgmoor.DialerFunc(server.dial)},
+		Logger:   slog.New(slog.NewTextHandler(&log, nil)), Authenticator: pgmoor.Trust(),
+	})
+	require.NoError(t, err)
+	require.NoError(t, p.AddListener(second))
+	served := make(chan error, 1)
+	go serve(p, served)
+	require.NoError(t, first.Close())
+	require.Eventually(t, func() bool { return strings.Contains(log.text(), first.Addr().String()) }, patience, time.Millisecond)
+	c := newClient(t, dialTCP(t, second.Addr().String()))
+	require.EqualValues(t, 'I', c.startup("u").status)
+	c.ok("SELECT 1")
+	require.NoError(t, second.Close())
+	err = <-served
+	require.ErrorIs(t, err, net.ErrClosed)
+	require.ErrorContains(t, err, second.Addr().String())
+	require.Equal(t, 2, strings.Count(log.text(), "level=ERROR"), log.text())
+	c.ok("SELECT 2")
+
+	require.NoError(t, p.AddListener(third))
+	go serve(p, served)
+	require.EqualValues(t, 'I', newClient(t, dialTCP(t, third.Addr().String())).startup("u").status)
+	require.NoError(t, p.Close())
+	require.ErrorIs(t, <-served, pgmoor.ErrProxyClosed)
+}
+
+func TestNewAndAddListenerSayWhatBecomesOfTheListener(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	_, err = pgmoor.New(l, pgmoor.Config{})
+	require.Error(t, err)
+	require.NoError(t, l.Close(), "New closed what is not its own")
+	p := unserved(t, new(fake))
+	require.ErrorContains(t, p.AddListener(nil), "needs a listener")
 }
 
 func TestServeClosesTheProxyWhenItsContextEnds(t *testing.T) {

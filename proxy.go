@@ -51,6 +51,9 @@ type Proxy struct {
 
 	mu        sync.Mutex
 	listeners []net.Listener
+	alive     int           // accept loops that run
+	deaf      chan struct{} // closed when the last of them has ended by itself
+	deafErr   error         // why
 	pools     map[poolKey]*pool
 	budget    *budget
 	shaking   map[net.Conn]struct{} // connections in the middle of a handshake
@@ -84,8 +87,10 @@ type env struct {
 
 func (e *env) now() time.Time { return time.Now() }
 
-// New returns a Proxy for the clients of l. It starts nothing: clients are accepted from the first call of Accept or Serve
-// on. The Proxy owns l. l may be nil where all clients come through AddListener and DialContext.
+// New returns a Proxy for the clients of l. It starts nothing: clients are accepted from the first call of
+// [Proxy.Accept] or [Proxy.Serve] on. The Proxy owns l from then on that New has returned it; where New returns an error, l
+// is still the caller's to close. l may be nil where all clients come through [Proxy.AddListener] and
+// [Proxy.DialContext].
 func New(l net.Listener, cfg Config) (*Proxy, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
@@ -98,7 +103,7 @@ func New(l net.Listener, cfg Config) (*Proxy, error) {
 		cfg: cfg, auth: cfg.Authenticator, tls: serverTLS(cfg.TLS),
 		ready: make(chan *Session), slots: make(chan struct{}, cfg.maxHandshakes()), full: make(chan struct{}), done: make(chan struct{}),
 		pools: make(map[poolKey]*pool), shaking: make(map[net.Conn]struct{}),
-		budget: &budget{limit: cfg.maxConnections()},
+		budget: &budget{limit: cfg.maxConnections()}, deaf: make(chan struct{}),
 	}
 	p.env = &env{
 		cfg: &p.cfg, up: up, log: cfg.logger(), policy: cfg.pinning(), rotate: cfg.rotate,
@@ -145,8 +150,12 @@ type inProcess struct{}
 func (inProcess) Network() string { return "mem" }
 func (inProcess) String() string  { return "in-process" }
 
-// AddListener accepts clients from l too, on the same pools. The Proxy owns l.
+// AddListener accepts clients from l too, on the same pools. The Proxy owns l, and closes it where it returns
+// [ErrProxyClosed].
 func (p *Proxy) AddListener(l net.Listener) error {
+	if l == nil {
+		return errors.New("pgmoor: AddListener needs a listener, as net.Listen returns one")
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || p.draining {
@@ -155,10 +164,19 @@ func (p *Proxy) AddListener(l net.Listener) error {
 	}
 	p.listeners = append(p.listeners, l)
 	if p.started {
-		p.wg.Add(1)
-		go p.accept(l)
+		p.acceptLocked(l)
 	}
 	return nil
+}
+
+// acceptLocked starts the accept loop of l.
+func (p *Proxy) acceptLocked(l net.Listener) {
+	if p.deafErr != nil {
+		p.deaf, p.deafErr = make(chan struct{}), nil
+	}
+	p.alive++
+	p.wg.Add(1)
+	go p.accept(l)
 }
 
 // start starts the accept loops and the sweeper.
@@ -170,8 +188,7 @@ func (p *Proxy) start() {
 	}
 	p.started = true
 	for _, l := range p.listeners {
-		p.wg.Add(1)
-		go p.accept(l)
+		p.acceptLocked(l)
 	}
 	p.wg.Add(1)
 	go p.sweep()
@@ -194,7 +211,11 @@ func (p *Proxy) accept(l net.Listener) {
 			continue
 		}
 		<-p.slots
-		if p.isClosing() || errors.Is(err, net.ErrClosed) {
+		if p.isClosing() {
+			return
+		}
+		if errors.Is(err, net.ErrClosed) {
+			p.listenerDied(l, err)
 			return
 		}
 		delay = min(max(2*delay, 5*time.Millisecond), time.Second)
@@ -205,6 +226,31 @@ func (p *Proxy) accept(l net.Listener) {
 			return
 		}
 	}
+}
+
+// listenerDied ends Serve and Accept with an error if l was the last listener.
+func (p *Proxy) listenerDied(l net.Listener, err error) {
+	err = fmt.Errorf("pgmoor: the listener on %v was closed, and not by Shutdown or Close: %w", l.Addr(), err)
+	p.env.log.Error("pgmoor: no more clients are accepted from a listener", "listener", fmt.Sprint(l.Addr()), "err", err)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.alive--; p.alive == 0 {
+		p.deafErr = err
+		close(p.deaf)
+	}
+}
+
+// deafness returns a channel that is closed when no listener is left.
+func (p *Proxy) deafness() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.deaf
+}
+
+func (p *Proxy) whyDeaf() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.deafErr
 }
 
 func (p *Proxy) isClosing() bool {
@@ -538,8 +584,9 @@ func (p *pool) unref() {
 	p.mu.Unlock()
 }
 
-// Accept returns the next client that has logged in, as a *Session. Handshakes run side by side: a slow client does not
-// hold up Accept. The caller calls the session's Serve, or takes the client over, or closes it.
+// Accept returns the next client that has logged in, as a *[Session]. Handshakes run side by side: a slow client does not
+// hold up Accept. The caller calls the session's Serve, or takes the client over, or closes it. Accept returns
+// [ErrProxyClosed] after [Proxy.Close], and the listener's error where listeners were given and none is left.
 func (p *Proxy) Accept() (net.Conn, error) {
 	s, err := p.acceptSession()
 	if err != nil {
@@ -550,16 +597,23 @@ func (p *Proxy) Accept() (net.Conn, error) {
 
 func (p *Proxy) acceptSession() (*Session, error) {
 	p.start()
-	select {
-	case s := <-p.ready:
-		return s, nil
-	case <-p.done:
-		return nil, ErrProxyClosed
+	for {
+		select {
+		case s := <-p.ready:
+			return s, nil
+		case <-p.done:
+			return nil, ErrProxyClosed
+		case <-p.deafness():
+			if err := p.whyDeaf(); err != nil { // nil: AddListener was faster
+				return nil, err
+			}
+		}
 	}
 }
 
-// Serve accepts clients and serves each until it leaves. It returns ErrProxyClosed after Shutdown or Close. When ctx ends,
-// Serve calls Close.
+// Serve accepts clients and serves each until it leaves. Its error is never nil: it is [ErrProxyClosed] after
+// [Proxy.Shutdown] or [Proxy.Close]. When ctx ends, Serve calls Close, and so returns ErrProxyClosed too. When the last
+// listener was closed by somebody else, Serve returns that error; clients that are being served stay until Close.
 func (p *Proxy) Serve(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, p.closeNow)
 	defer stop()

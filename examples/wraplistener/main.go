@@ -69,13 +69,18 @@ func shareReports(s *pgmoor.Session, effects pgmoor.Effects) pgmoor.Effects {
 func newProxy(addr string, limit int, db *demodb.DB) (*pgmoor.Proxy, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w\nchoose another address with -listen", err)
 	}
-	return pgmoor.New(&limited{Listener: l, limit: limit, interval: time.Second}, pgmoor.Config{
+	p, err := pgmoor.New(&limited{Listener: l, limit: limit, interval: time.Second}, pgmoor.Config{
 		Upstream: db.Upstream,
 		Secrets:  db.Secrets(),
 		Pinning:  pgmoor.PinningPolicyFunc(shareReports),
 	})
+	if err != nil {
+		_ = l.Close() // it is the Proxy's only if there is one
+		return nil, err
+	}
+	return p, nil
 }
 
 func main() {
