@@ -67,7 +67,7 @@ func (s Secret) password() (string, bool) {
 	return *s.value, true
 }
 
-// ErrNoSecret is returned by a SecretSource for a user that it does not know.
+// ErrNoSecret is returned by a [SecretSource] for a user that it does not know.
 var ErrNoSecret = errors.New("pgmoor: no secret for this user")
 
 // SecretSource gives the secret of a user. It is called from several goroutines at once, at a client's login and when a
@@ -79,7 +79,7 @@ type SecretSource interface {
 	Secret(ctx context.Context, user string) (Secret, error)
 }
 
-// SecretSourceFunc is a function that is a SecretSource.
+// SecretSourceFunc is a function that is a [SecretSource].
 type SecretSourceFunc func(ctx context.Context, user string) (Secret, error)
 
 // Secret calls f.
@@ -87,7 +87,8 @@ func (f SecretSourceFunc) Secret(ctx context.Context, user string) (Secret, erro
 	return f(ctx, user)
 }
 
-// StaticSecrets maps users to their secrets. It must not be changed while a Proxy uses it.
+// StaticSecrets maps users to their secrets, and is a [SecretSource]; [ReadUserList] reads one from a file. It must not be
+// changed while a [Proxy] uses it.
 type StaticSecrets map[string]Secret
 
 // Secret returns the user's secret, or ErrNoSecret.
@@ -126,7 +127,7 @@ type Authenticator interface {
 	Authenticate(ctx context.Context, c *Client) error
 }
 
-// AuthenticatorFunc is a function that is an Authenticator.
+// AuthenticatorFunc is a function that is an [Authenticator].
 type AuthenticatorFunc func(ctx context.Context, c *Client) error
 
 // Authenticate calls f.

@@ -11,11 +11,11 @@ import (
 	"time"
 )
 
-// NoWait as Config.BorrowTimeout means that a client for which no server connection is idle gets the error at once. It
+// NoWait as [Config].BorrowTimeout means that a client for which no server connection is idle gets the error at once. It
 // is what 0 means in RDS Proxy's ConnectionBorrowTimeout.
 const NoWait = time.Duration(-1)
 
-// Defaults and bounds of Config's fields.
+// Defaults and bounds of [Config]'s fields.
 const (
 	DefaultMaxConnections   = 20
 	DefaultMaxOpening       = 4
@@ -27,8 +27,8 @@ const (
 	DefaultIdleTimeout      = 5 * time.Minute
 )
 
-// Config says what a Proxy does. Only Upstream.Hosts is required. New copies it; what it points to must not be changed
-// afterwards.
+// Config says what a [Proxy] does. Only [Upstream].Hosts is required. [New] copies it; what it points to must not be
+// changed afterwards. docs/configuration.md says what to choose.
 type Config struct {
 	// Upstream is where the server connections go.
 	Upstream Upstream
@@ -59,8 +59,9 @@ type Config struct {
 	// and user. If zero, DefaultMaxOpening.
 	MaxOpening int
 
-	// BorrowTimeout is how long a request waits for a server connection before it fails with SQLSTATE 08000. It is
-	// RDS Proxy's ConnectionBorrowTimeout. If zero, DefaultBorrowTimeout; NoWait does not wait; at most
+	// BorrowTimeout is how long a request waits for a server connection before it fails with SQLSTATE 08000, and a client
+	// that logs in for the first one of its kind (see HandshakeTimeout). It is RDS Proxy's
+	// ConnectionBorrowTimeout. If zero, DefaultBorrowTimeout; NoWait does not wait; at most
 	// MaxBorrowTimeout.
 	BorrowTimeout time.Duration
 
@@ -68,16 +69,19 @@ type Config struct {
 	// negative, there is no limit.
 	IdleTimeout time.Duration
 
-	// HandshakeTimeout bounds everything that happens before a client is logged in: TLS, startup, authentication. It
-	// is PostgreSQL's authentication_timeout. If zero, DefaultHandshakeTimeout.
+	// HandshakeTimeout bounds what a client does before it is logged in: TLS, startup, authentication. It is
+	// PostgreSQL's authentication_timeout. It does not bound the wait for the servers that may follow: the first client
+	// of a database, user and startup parameters waits until a server has let it in, for at most BorrowTimeout, or
+	// Upstream.ConnectTimeout where that is NoWait. While no server can be reached, that is how long such clients wait
+	// before they get SQLSTATE 08000. If zero, DefaultHandshakeTimeout.
 	HandshakeTimeout time.Duration
 
 	// MaxHandshakes is the greatest number of network clients that may be in the middle of logging in. Beyond it
 	// new connections wait in the listener's backlog. If zero, DefaultMaxHandshakes.
 	MaxHandshakes int
 
-	// Pinning decides which effects of a statement make a session keep its server connection. If nil,
-	// DefaultPinning.
+	// Pinning decides which effects of a statement make a session keep its server connection: docs/pinning.md lists
+	// them. If nil, DefaultPinning.
 	Pinning PinningPolicy
 
 	// Logger receives what an operator wants to know. If nil, slog.Default.
@@ -119,7 +123,7 @@ type Dialer interface {
 	DialContext(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// DialerFunc is a function that is a Dialer.
+// DialerFunc is a function that is a [Dialer].
 type DialerFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
 // DialContext calls f.

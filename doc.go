@@ -1,6 +1,6 @@
 // Package pgmoor is a connection pooler for PostgreSQL that a program links instead of running.
 //
-// A Proxy wraps a net.Listener and an upstream dialer. Thousands of clients connect to the listener, with any driver and
+// A [Proxy] wraps a net.Listener and an upstream dialer. Thousands of clients connect to the listener, with any driver and
 // any client program; their transactions share a few server connections:
 //
 //	l, err := net.Listen("tcp", "127.0.0.1:6432")
@@ -20,13 +20,20 @@
 //
 // # Life cycle
 //
-// A Proxy has the life cycle of net/http.Server: Serve runs until Shutdown or Close and then returns ErrProxyClosed;
-// Shutdown lets transactions finish, Close does not; no goroutine of the proxy is left when Close returns. A Proxy is
-// itself a net.Listener whose Accept returns clients that have logged in, as *Session, for programs that want to look at
-// a client before serving it.
+// A Proxy has the life cycle of [net/http.Server]: [Proxy.Serve] runs until [Proxy.Shutdown] or [Proxy.Close] and then
+// returns [ErrProxyClosed]; Shutdown lets transactions finish, Close does not; no goroutine of the proxy is left when Close
+// returns. A Proxy is itself a net.Listener whose [Proxy.Accept] returns clients that have logged in, as *[Session], for
+// programs that want to look at a client before serving it.
+//
+// # Who may come in
+//
+// [Config.Secrets] is where passwords are: for clients, who are asked for SCRAM-SHA-256, and for the proxy's own logins as
+// the same users. [Config.Authenticator] asks for something else.
 //
 // # In the same process
 //
-// Proxy.DialContext has the signature of pgconn.DialFunc: a pgx pool in the same process reaches the pooler without a
-// port, over a buffered in-memory connection, and without a password.
+// [Proxy.DialContext] has the signature of pgconn.DialFunc: a pgx pool in the same process reaches the pooler without a
+// port, over a buffered in-memory connection, and without a password. Its configuration needs DialFunc, a LookupFunc that
+// returns the host, sslmode=disable, and DefaultQueryExecMode pgx.QueryExecModeExec; and somebody has to run
+// [Proxy.Serve], or its first query hangs.
 package pgmoor

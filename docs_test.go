@@ -9,6 +9,7 @@ import (
 	"go/types"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -41,6 +42,16 @@ func TestReadmeShowsCodeThatCompiles(t *testing.T) {
 	require.True(t, ok)
 	body := "func Example() {\n\t" + strings.ReplaceAll(strings.TrimSuffix(block, "\n"), "\n", "\n\t") + "\n}\n"
 	require.Contains(t, string(example), body)
+}
+
+func TestReadmeNamesTheGoVersionOfTheModule(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	mod, err := os.ReadFile("go.mod")
+	require.NoError(t, err)
+	version := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindSubmatch(mod)
+	require.NotNil(t, version)
+	require.Contains(t, string(readme), "It needs Go "+string(version[1])+" or later.")
 }
 
 func parse(t *testing.T, path string) *ast.File {

@@ -8,7 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 )
 
-// ErrProxyClosed is returned by Proxy's methods after Shutdown or Close.
+// ErrProxyClosed is returned by the methods of [Proxy] after [Proxy.Shutdown] or [Proxy.Close].
 var ErrProxyClosed = errors.New("pgmoor: proxy closed")
 
 // SQLSTATEs that the proxy itself reports (PostgreSQL documentation, "PostgreSQL Error Codes").
@@ -30,7 +30,7 @@ const (
 	codeCannotConnectNow    = "57P03"
 )
 
-// Error is an ErrorResponse that a client gets. An Authenticator may return one to choose what its client is told. The
+// Error is an ErrorResponse that a client gets. An [Authenticator] may return one to choose what its client is told. The
 // zero Severity is ERROR, or FATAL where the connection ends with it.
 type Error struct {
 	Severity string

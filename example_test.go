@@ -10,7 +10,8 @@ import (
 	"os/signal"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgmoor/pgmoor"
 )
@@ -62,27 +63,30 @@ func ExampleProxy_Shutdown() {
 	}
 }
 
-// A client in the same process needs no port and no password. The same two functions serve a pgxpool.Config, as its
-// ConnConfig.DialFunc and ConnConfig.LookupFunc.
+// A pgx pool in the same process needs no port and no password.
 func ExampleProxy_DialContext() {
 	p, err := pgmoor.New(nil, pgmoor.Config{Upstream: pgmoor.Upstream{Hosts: []string{"/var/run/postgresql"}}})
 	if err != nil {
 		log.Fatal(err)
 	}
-	go p.Serve(context.Background())
+	go p.Serve(context.Background()) // without it the first query hangs
 	defer p.Close()
 
-	cfg, err := pgconn.ParseConfig("host=pgmoor user=app dbname=shop sslmode=disable")
+	cfg, err := pgxpool.ParseConfig("host=pgmoor user=app dbname=shop sslmode=disable pool_max_conns=50")
 	if err != nil {
 		log.Fatal(err)
 	}
-	cfg.DialFunc = p.DialContext
-	cfg.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
-	conn, err := pgconn.ConnectConfig(context.Background(), cfg)
+	cfg.ConnConfig.DialFunc = p.DialContext
+	cfg.ConnConfig.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
+	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec // named statements pin
+	pool, err := pgxpool.NewWithConfig(context.Background(), cfg)
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer conn.Close(context.Background())
+	defer pool.Close()
+	if _, err := pool.Exec(context.Background(), "select 1"); err != nil {
+		log.Print(err)
+	}
 }
 
 // An Authenticator of one's own: it asks for the password over TLS and lets a directory decide.

@@ -31,8 +31,9 @@ const firstPid = 1 << 22
 // without clients are closed.
 const sweepInterval = time.Second
 
-// Proxy is a pooler between the clients of its listeners and PostgreSQL servers. It is itself a net.Listener. Its methods
-// may be called from any goroutine.
+// Proxy is a pooler between the clients of its listeners and PostgreSQL servers. [New] makes one, [Proxy.Serve] runs it, and
+// [Proxy.Shutdown] and [Proxy.Close] end it. It is itself a net.Listener, of [Session] values. Its methods may be called
+// from any goroutine.
 type Proxy struct {
 	cfg  Config
 	env  *env
@@ -260,7 +261,15 @@ func (p *Proxy) isClosing() bool {
 }
 
 // DialContext connects a client in the same process: it is a pgconn.DialFunc, whose network and address do not matter. The
-// client is not asked for a password and is who its startup packet says. Accept or Serve must be running.
+// client is not asked for a password and is who its startup packet says.
+//
+// A pgx configuration needs four things for it: DialFunc, this method; LookupFunc, a function that returns the host as it
+// is, since nothing is to be looked up; sslmode=disable, since there is nothing to encrypt; and DefaultQueryExecMode
+// pgx.QueryExecModeExec, since pgx names its prepared statements by default and a client with named statements is pinned.
+// The example shows all of them.
+//
+// [Proxy.Serve], or a loop around [Proxy.Accept], must be running. Where it is not, connecting succeeds and the first query
+// hangs until its context ends.
 func (p *Proxy) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

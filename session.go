@@ -27,8 +27,8 @@ const smallRequest = 512
 // any socket buffer takes them.
 const safeRequest = 8 << 10
 
-// Session is a client that has logged in. Serve relays its requests to server connections of the Proxy's pools. A program
-// that wants to take the client over itself does not call Serve: then Read and Write are the raw protocol stream
+// Session is a client that has logged in, as [Proxy.Accept] returns it. [Session.Serve] relays its requests to server
+// connections of the [Proxy]'s pools. A program that wants to take the client over itself does not call Serve: then Read and Write are the raw protocol stream
 // behind the first ReadyForQuery, and Session is an ordinary net.Conn.
 type Session struct {
 	env    *env

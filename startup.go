@@ -42,8 +42,9 @@ const (
 	authSASLFinal    = 12
 )
 
-// Client is a client while and after it logs in. Its accessors may be called at any time from any goroutine; an
-// Authenticator gets it before the client is let in.
+// Client is a client while and after it logs in: an [Authenticator] gets it before the client is let in, and
+// [Session.Client] returns it afterwards. Its accessors may be called at any time from any goroutine; [Client.Password] may
+// not.
 type Client struct {
 	conn      net.Conn // owned by the handshake, then by the Session
 	tls       *tls.Conn
