@@ -100,7 +100,8 @@ func (m StaticSecrets) Secret(_ context.Context, user string) (Secret, error) {
 	return s, nil
 }
 
-// ReadUserList reads a file in the format of PgBouncer's userlist.txt: one "user" "secret" pair a line.
+// ReadUserList reads a file in the format of PgBouncer's userlist.txt: one "user" "secret" pair a line. As PgBouncer does,
+// it ignores the rest of a line; unlike PgBouncer, it refuses a second line for the same user.
 func ReadUserList(path string) (StaticSecrets, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -3,8 +3,9 @@
 //	standalone -listen 127.0.0.1:6432 -upstream 'postgres://db1,db2' -users /etc/pgmoor/userlist.txt
 //
 // The first SIGTERM or SIGINT lets transactions finish, the second one does not. The exit status is 0 after that, 1 when
-// clients had to be cut off or the daemon failed, and 2 for a mistake in the flags. The limit on open files needs no
-// care: Go raises it to the hard limit when a program starts.
+// clients had to be cut off or the daemon failed, and 2 for a mistake in the flags. Files (users, certificates) are read at
+// the start only: SIGHUP changes nothing, and says so in the log. The limit on open files needs no care: Go raises it to
+// the hard limit when a program starts.
 package main
 
 import (
@@ -17,6 +18,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 )
 
@@ -28,7 +30,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
 	case err != nil:
-		fmt.Fprintf(stderr, "pgmoor: %v\npgmoor: -h lists the flags\n", err)
+		fmt.Fprintf(stderr, "pgmoor: %s\npgmoor: -h lists the flags\n", plain(err))
 		return 2
 	case o.version:
 		fmt.Fprintln(stdout, "pgmoor", version(), runtime.Version())
@@ -37,11 +39,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := serve(ctx, o, stderr); err != nil {
-		fmt.Fprintln(stderr, "pgmoor:", err)
+		fmt.Fprintln(stderr, "pgmoor:", plain(err))
 		return 1
 	}
 	return 0
 }
+
+// plain is an error's text without the prefix of package pgmoor.
+func plain(err error) string { return strings.TrimPrefix(err.Error(), "pgmoor: ") }
 
 // version returns the version of package pgmoor that the program was built with.
 func version() string {

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -22,7 +21,7 @@ type metrics struct {
 func startMetrics(addr string, p *pgmoor.Proxy, log *slog.Logger) (*metrics, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("-metrics: %w", err)
+		return nil, listenError("-metrics", addr, err)
 	}
 	m := &metrics{
 		server: &http.Server{Handler: metricsHandler(p), ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second},

@@ -6,10 +6,13 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,6 +30,7 @@ type options struct {
 	tlsCert      string
 	tlsKey       string
 	metrics      string
+	socketMode   fileMode
 	logLevel     slog.Level
 	drainTimeout time.Duration
 
@@ -43,12 +47,53 @@ func (a *addresses) String() string { return strings.Join(*a, ",") }
 
 // Set adds an address.
 func (a *addresses) Set(s string) error {
-	if !isSocket(s) {
-		if _, _, err := net.SplitHostPort(s); err != nil {
-			return errors.New("neither HOST:PORT nor the path of a Unix socket")
-		}
+	if !isSocket(s) && !isHostPort(s) {
+		return errors.New("neither HOST:PORT nor the path of a Unix socket")
 	}
 	*a = append(*a, s)
+	return nil
+}
+
+func isHostPort(s string) bool {
+	_, port, err := net.SplitHostPort(s)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	return err == nil
+}
+
+// duration is a flag that says what it wants when it is not understood.
+type duration time.Duration
+
+// String returns it with its unit.
+func (d *duration) String() string { return time.Duration(*d).String() }
+
+// Set reads it.
+func (d *duration) Set(s string) error {
+	v, err := time.ParseDuration(s)
+	if err != nil {
+		if _, err := strconv.ParseFloat(s, 64); err == nil {
+			return fmt.Errorf("a duration needs a unit, as in %ss", s)
+		}
+		return errors.New("not a duration such as 5s, 2m or 1h30m")
+	}
+	*d = duration(v)
+	return nil
+}
+
+// fileMode is a flag of an octal number.
+type fileMode fs.FileMode
+
+// String returns it as chmod has it.
+func (m *fileMode) String() string { return fmt.Sprintf("%04o", uint32(*m)) }
+
+// Set reads it.
+func (m *fileMode) Set(s string) error {
+	v, err := strconv.ParseUint(s, 8, 32)
+	if err != nil || v > 0o777 {
+		return errors.New("not an octal number between 0 and 0777")
+	}
+	*m = fileMode(v)
 	return nil
 }
 
@@ -86,23 +131,31 @@ func parseOptions(args []string, stdout io.Writer) (*options, error) {
 func (o *options) flags() *flag.FlagSet {
 	f := flag.NewFlagSet("standalone", flag.ContinueOnError)
 	c := &o.config
+	c.BorrowTimeout, c.IdleTimeout, c.HandshakeTimeout = pgmoor.DefaultBorrowTimeout, pgmoor.DefaultIdleTimeout, pgmoor.DefaultHandshakeTimeout
+	o.drainTimeout, o.socketMode = 30*time.Second, 0o777
 	f.Var(&o.listen, "listen", "accept clients on `ADDRESS`: HOST:PORT, or the path of a Unix socket; may be repeated (default 127.0.0.1:6432)")
+	f.Var(&o.socketMode, "socket-mode", "give Unix sockets the permissions `OCTAL`, as PostgreSQL's unix_socket_permissions")
 	f.StringVar(&o.upstream, "upstream", "", "the servers: a `DSN` as URL or keywords; several hosts are tried in order. Its sslmode,\n"+
-		"sslrootcert and connect_timeout count. A user and password in it are as good as a line of the\nusers file; a database in it does not matter. Required")
-	f.StringVar(&o.users, "users", "", "`FILE` with passwords in the format of PgBouncer's userlist.txt")
+		"sslrootcert and connect_timeout count; a database in it does not matter. A user and password in it\n"+
+		"are as good as a line of the users file, whose own line for that user wins. Other users of this\n"+
+		"machine see flags in ps: with a password, rather put the DSN into PGMOOR_UPSTREAM, which counts\nwhere the flag is missing. Required")
+	f.StringVar(&o.users, "users", "", "`FILE` with passwords in the format of PgBouncer's userlist.txt, read at the start only. A SCRAM verifier\n"+
+		"or an MD5 hash in it lets the client in; where the server asks for a password too, it has to be there in clear")
 	f.StringVar(&o.auth, "auth", "scram-sha-256", "how clients log in: `METHOD` scram-sha-256, md5, or trust. trust takes any user at his word, on\n"+
 		"loopback addresses and Unix sockets only; on the servers he needs a password of the users file, or none")
 	f.IntVar(&c.MaxConnections, "max-connections", pgmoor.DefaultMaxConnections, "open at most `N` server connections, over all databases and users")
 	f.IntVar(&c.MaxOpening, "max-opening", pgmoor.DefaultMaxOpening, "log in to the servers at most `N` times at once, for each database and user")
-	f.StringVar(&o.tlsCert, "tls-cert", "", "`FILE` with the certificate for clients that ask for encryption, in PEM form, with -tls-key")
+	f.StringVar(&o.tlsCert, "tls-cert", "", "`FILE` with the certificate for clients that ask for encryption, in PEM form, with -tls-key; read at\nthe start only")
 	f.StringVar(&o.tlsKey, "tls-key", "", "`FILE` with the key of -tls-cert")
 	f.BoolVar(&c.RequireTLS, "require-tls", false, "refuse clients that do not ask for encryption, except on Unix sockets")
-	f.DurationVar(&c.BorrowTimeout, "borrow-timeout", pgmoor.DefaultBorrowTimeout, "let a request wait so long for a server connection; 0: not at all")
-	f.DurationVar(&c.IdleTimeout, "idle-timeout", pgmoor.DefaultIdleTimeout, "close a server connection that was idle for so long; 0: never")
-	f.DurationVar(&c.HandshakeTimeout, "handshake-timeout", pgmoor.DefaultHandshakeTimeout, "let a client take so long to log in")
-	f.DurationVar(&o.drainTimeout, "drain-timeout", 30*time.Second, "let transactions take so long to finish after the first signal")
-	f.StringVar(&o.metrics, "metrics", "", "serve figures over HTTP on `HOST:PORT`: /stats (JSON) and /healthz")
-	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "log `LEVEL` and above: debug, info, warn or error")
+	f.Var((*duration)(&c.BorrowTimeout), "borrow-timeout", "let a request wait for a server connection for `DURATION`, and a login for the first one; 0: not at all")
+	f.Var((*duration)(&c.IdleTimeout), "idle-timeout", "close a server connection that was idle for `DURATION`; 0: never")
+	f.Var((*duration)(&c.HandshakeTimeout), "handshake-timeout", "give a client `DURATION` for TLS and its password. While no server can be reached, a login takes\n"+
+		"longer: up to -borrow-timeout, or the DSN's connect_timeout where that is 0")
+	f.Var((*duration)(&o.drainTimeout), "drain-timeout", "let transactions take `DURATION` to finish after the first signal")
+	f.StringVar(&o.metrics, "metrics", "", "serve figures over HTTP on `HOST:PORT`: /stats (JSON; OldestWait in nanoseconds) and /healthz")
+	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "log `LEVEL` and above: error (no server lets the proxy in, a listener is gone), warn (a server cannot be\n"+
+		"reached at the start), info (also clients that are refused), debug (also clients that hang up, and pins)")
 	f.BoolVar(&o.version, "version", false, "print the version and exit")
 	return f
 }
@@ -124,8 +177,14 @@ func (o *options) resolve() error {
 	if o.config.BorrowTimeout == 0 {
 		o.config.BorrowTimeout = pgmoor.NoWait
 	}
+	if o.config.IdleTimeout < 0 {
+		return errors.New("-idle-timeout must not be negative; 0 means never")
+	}
 	if o.config.IdleTimeout == 0 {
 		o.config.IdleTimeout = -1
+	}
+	if o.metrics != "" && !isHostPort(o.metrics) {
+		return fmt.Errorf("-metrics %s is not HOST:PORT", o.metrics)
 	}
 	for _, step := range []func() error{o.resolveUpstream, o.resolveSecrets, o.resolveAuth, o.resolveTLS} {
 		if err := step(); err != nil {
@@ -138,15 +197,19 @@ func (o *options) resolve() error {
 }
 
 func (o *options) resolveUpstream() error {
+	name := "-upstream"
+	if o.upstream == "" {
+		name, o.upstream = "PGMOOR_UPSTREAM", os.Getenv("PGMOOR_UPSTREAM")
+	}
 	if o.upstream == "" {
 		return errors.New("-upstream is missing: name the servers, as in -upstream postgres://db1:5432")
 	}
 	var err error
 	if o.servers, err = dsn.Parse(o.upstream); err != nil {
-		return fmt.Errorf("-upstream: %w", err)
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	if o.config.Upstream, err = o.servers.Upstream(); err != nil {
-		return fmt.Errorf("-upstream: %w", err)
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
 }
@@ -156,7 +219,10 @@ func (o *options) resolveSecrets() error {
 	if o.users != "" {
 		var err error
 		if o.secrets, err = pgmoor.ReadUserList(o.users); err != nil {
-			return fmt.Errorf("-users: %w", err)
+			return fmt.Errorf("-users: %s", plain(err))
+		}
+		if len(o.secrets) == 0 {
+			return fmt.Errorf(`-users: %s holds no users: write a line "user" "password" for each`, o.users)
 		}
 	}
 	if _, known := o.secrets[o.servers.User]; !known && o.servers.Password != "" {
@@ -175,7 +241,8 @@ func (o *options) resolveAuth() error {
 	case "trust":
 		o.config.Authenticator = pgmoor.Trust()
 		if i := slices.IndexFunc(o.listen, isPublic); i >= 0 {
-			return fmt.Errorf("-auth trust is for loopback addresses and Unix sockets: -listen %s is neither", o.listen[i])
+			return fmt.Errorf("-auth trust is for loopback addresses and Unix sockets, and -listen %s is neither: "+
+				"listen on 127.0.0.1 or a Unix socket, or let clients log in with passwords (-auth scram-sha-256, -users)", o.listen[i])
 		}
 		return nil
 	default:

@@ -20,7 +20,7 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 	o, err := parseOptions([]string{
 		"-listen", "127.0.0.1:7000", "-listen", "/run/pgmoor.sock", "-upstream", "postgres://u:p@db1,db2:6000/x?sslmode=require",
 		"-users", users, "-max-connections", "7", "-max-opening", "2", "-borrow-timeout", "0", "-idle-timeout", "0",
-		"-handshake-timeout", "5s", "-log-level", "warn",
+		"-handshake-timeout", "5s", "-log-level", "warn", "-socket-mode", "0770",
 	}, io.Discard)
 	require.NoError(t, err)
 	require.Equal(t, addresses{"127.0.0.1:7000", "/run/pgmoor.sock"}, o.listen)
@@ -31,6 +31,7 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 	require.Equal(t, 2, c.MaxOpening)
 	require.Equal(t, pgmoor.NoWait, c.BorrowTimeout)
 	require.Negative(t, c.IdleTimeout)
+	require.EqualValues(t, 0o770, o.socketMode)
 	require.Equal(t, 5*time.Second, c.HandshakeTimeout)
 	require.Contains(t, o.secrets, "app")
 	require.Contains(t, o.secrets, "u")
@@ -45,7 +46,32 @@ func TestFlagsDefaultToTheDefaultsOfThePackage(t *testing.T) {
 	require.Equal(t, pgmoor.DefaultIdleTimeout, o.config.IdleTimeout)
 }
 
+func TestTheUpstreamMayStandInTheEnvironment(t *testing.T) {
+	t.Setenv("PGMOOR_UPSTREAM", "postgres://u:sesame@db1")
+	o, err := parseOptions(nil, io.Discard)
+	require.NoError(t, err)
+	require.Equal(t, []string{"db1:5432"}, o.config.Upstream.Hosts)
+	o, err = parseOptions([]string{"-upstream", "postgres://u:p@db2"}, io.Discard)
+	require.NoError(t, err)
+	require.Equal(t, []string{"db2:5432"}, o.config.Upstream.Hosts)
+	var stdout bytes.Buffer
+	require.Zero(t, run([]string{"-h"}, &stdout, io.Discard))
+	require.NotContains(t, stdout.String(), "sesame")
+
+	t.Setenv("PGMOOR_UPSTREAM", "postgres://u:sesame@db1?sslmode=maybe")
+	_, err = parseOptions(nil, io.Discard)
+	require.ErrorContains(t, err, "PGMOOR_UPSTREAM: sslmode")
+}
+
+func writeFile(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	return path
+}
+
 func TestMistakesInFlagsAreNamed(t *testing.T) {
+	t.Setenv("PGMOOR_UPSTREAM", "")
 	const up = "-upstream=postgres://u:sesame@db"
 	for name, tc := range map[string]struct {
 		args []string
@@ -68,6 +94,16 @@ func TestMistakesInFlagsAreNamed(t *testing.T) {
 		"no connections":       {[]string{up, "-max-connections", "0"}, "-max-connections"},
 		"long wait":            {[]string{up, "-borrow-timeout", "1h"}, "5m0s"},
 		"negative drain":       {[]string{up, "-drain-timeout", "-1s"}, "-drain-timeout"},
+		"empty users file":     {[]string{up, "-users", writeFile(t, "; nobody\n")}, "holds no users"},
+		"a user twice":         {[]string{up, "-users", writeFile(t, "\"a\" \"sesame\"\n\n\"a\" \"b\"")}, "line 3: the user of line 1 again"},
+		"no unit":              {[]string{up, "-borrow-timeout", "5"}, "a duration needs a unit, as in 5s"},
+		"no duration":          {[]string{up, "-idle-timeout", "soon"}, "not a duration"},
+		"negative idle time":   {[]string{up, "-idle-timeout", "-1s"}, "-idle-timeout must not be negative"},
+		"bad listen port":      {[]string{up, "-listen", "127.0.0.1:99999"}, "neither HOST:PORT"},
+		"bad metrics":          {[]string{up, "-metrics", "9090"}, "-metrics 9090 is not HOST:PORT"},
+		"bad socket mode":      {[]string{up, "-socket-mode", "888"}, "octal"},
+		"unknown parameter":    {[]string{up + "?search_path=x"}, `"search_path" is not understood: leave it out`},
+		"trust, what else":     {[]string{up, "-auth", "trust", "-listen", ":6432"}, "-users"},
 		"unknown level":        {[]string{up, "-log-level", "loud"}, "-log-level"},
 		"negative idle number": {[]string{up, "-max-opening", "-1"}, "-max-opening"},
 	} {
@@ -76,6 +112,8 @@ func TestMistakesInFlagsAreNamed(t *testing.T) {
 			require.Equal(t, 2, run(tc.args, io.Discard, &stderr))
 			require.Contains(t, stderr.String(), tc.says)
 			require.NotContains(t, stderr.String(), "sesame")
+			require.NotContains(t, stderr.String(), "pgmoor: pgmoor:")
+			require.NotContains(t, stderr.String(), "Config.")
 		})
 	}
 }

@@ -25,7 +25,7 @@ func serve(ctx context.Context, o *options, stderr io.Writer) error {
 		return err
 	}
 	defer p.Close()
-	where, err := listen(p, o.listen)
+	where, err := o.open(p)
 	if err != nil {
 		return err
 	}
@@ -40,10 +40,9 @@ func serve(ctx context.Context, o *options, stderr io.Writer) error {
 	go serveClients(p, served)
 	fmt.Fprintf(stderr, "pgmoor: ready on %s, upstream %s, at most %d server connections\n",
 		strings.Join(where, " and "), strings.Join(o.config.Upstream.Hosts, ","), o.config.MaxConnections)
-	select {
-	case err := <-served:
+	defer startProbe(o)()
+	if err := untilSignal(ctx, served, o.config.Logger); err != nil {
 		return err
-	case <-ctx.Done():
 	}
 	drained := drain(p, o, stderr)
 	_ = p.Close()
@@ -56,30 +55,46 @@ func serve(ctx context.Context, o *options, stderr io.Writer) error {
 // serveClients is the goroutine of the accept loop.
 func serveClients(p *pgmoor.Proxy, served chan<- error) { served <- p.Serve(context.Background()) }
 
-// drain lets transactions finish until the second signal or the time limit.
-func drain(p *pgmoor.Proxy, o *options, stderr io.Writer) error {
-	ctx, cancel := context.WithTimeout(context.Background(), o.drainTimeout)
-	defer cancel()
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	fmt.Fprintf(stderr, "pgmoor: draining %d clients, for at most %v\n", p.Stats().Clients, o.drainTimeout)
-	if err := p.Shutdown(ctx); err != nil && !errors.Is(err, pgmoor.ErrProxyClosed) {
-		return fmt.Errorf("%d clients did not finish in time and were cut off", p.Stats().Clients)
+// untilSignal returns nil when ctx ends, and an error when clients are not served any more.
+func untilSignal(ctx context.Context, served <-chan error, log *slog.Logger) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	for {
+		select {
+		case err := <-served:
+			return err
+		case <-hangup:
+			log.Warn("pgmoor: SIGHUP changes nothing: files are read at the start only, so restart for new ones")
+		case <-ctx.Done():
+			return nil
+		}
 	}
-	return nil
 }
 
-// listen gives the Proxy its listeners and returns their addresses.
-func listen(p *pgmoor.Proxy, addrs []string) ([]string, error) {
+// drain lets transactions finish until the second signal or the time limit.
+func drain(p *pgmoor.Proxy, o *options, stderr io.Writer) error {
+	limit, cancel := context.WithTimeout(context.Background(), o.drainTimeout)
+	defer cancel()
+	ctx, stop := signal.NotifyContext(limit, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	fmt.Fprintf(stderr, "pgmoor: draining %d clients, for at most %v; a second signal cuts them off\n", p.Stats().Clients, o.drainTimeout)
+	err := p.Shutdown(ctx)
+	switch {
+	case err == nil || errors.Is(err, pgmoor.ErrProxyClosed):
+		return nil
+	case limit.Err() != nil:
+		return fmt.Errorf("%d clients did not finish within %v (-drain-timeout) and were cut off", p.Stats().Clients, o.drainTimeout)
+	}
+	return fmt.Errorf("%d clients were cut off by the second signal", p.Stats().Clients)
+}
+
+// open gives the Proxy its listeners and returns their addresses.
+func (o *options) open(p *pgmoor.Proxy) ([]string, error) {
 	var where []string
-	for _, a := range addrs {
-		open := listenTCP
-		if isSocket(a) {
-			open = listenSocket
-		}
-		l, err := open(a)
+	for _, a := range o.listen {
+		l, err := o.listenOn(a)
 		if err != nil {
-			return nil, err
+			return nil, listenError("-listen", a, err)
 		}
 		if err := p.AddListener(l); err != nil {
 			return nil, err
@@ -89,7 +104,34 @@ func listen(p *pgmoor.Proxy, addrs []string) ([]string, error) {
 	return where, nil
 }
 
-func listenTCP(addr string) (net.Listener, error) { return net.Listen("tcp", addr) }
+func (o *options) listenOn(addr string) (net.Listener, error) {
+	if !isSocket(addr) {
+		return net.Listen("tcp", addr)
+	}
+	l, err := listenSocket(addr)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(addr, fs.FileMode(o.socketMode)); err != nil {
+		_ = l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// listenError says which flag is meant and what to do.
+func listenError(name, addr string, err error) error {
+	advice := "choose another address"
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		advice = "another program has it: stop that one, or choose another address"
+	case errors.Is(err, syscall.EACCES):
+		advice = "choose a port above 1023, or a directory that this user may write to"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		advice = "choose an address of this machine"
+	}
+	return fmt.Errorf("%s %s: %w: %s", name, addr, err, advice)
+}
 
 // listenSocket takes the place of a socket whose owner died without removing it.
 func listenSocket(path string) (net.Listener, error) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -23,6 +24,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgmoor/pgmoor"
@@ -61,10 +63,14 @@ var (
 // startDaemon runs the program itself, since signals and exit statuses are part of it.
 func startDaemon(t *testing.T, args ...string) *daemon {
 	t.Helper()
+	return startDaemonAt(t, "host="+strings.TrimSuffix(database.Upstream.Hosts[0], ":5432"), args...)
+}
+
+func startDaemonAt(t *testing.T, upstream string, args ...string) *daemon {
+	t.Helper()
 	program := filepath.Join(t.TempDir(), "standalone")
 	out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	upstream := "host=" + strings.TrimSuffix(database.Upstream.Hosts[0], ":5432")
 	args = append([]string{
 		"-listen", "127.0.0.1:0", "-upstream", upstream, "-max-connections", "3",
 		"-metrics", "127.0.0.1:0",
@@ -186,6 +192,102 @@ func TestTheSecondSignalDoesNot(t *testing.T) {
 	require.NoError(t, err)
 	d.signal(t)
 	require.Equal(t, 1, d.exit(t))
+}
+
+func TestClientsThatAreCutOffAreTold(t *testing.T) {
+	d := startDaemon(t, "-auth", "trust", "-drain-timeout", "1h")
+	c := connect(t, host(d.addr)+" sslmode=disable")
+	_, err := c.Exec(t.Context(), "begin")
+	require.NoError(t, err)
+	d.signal(t)
+	line, err := d.stderr.ReadString('\n')
+	require.NoError(t, err)
+	require.Contains(t, line, "a second signal cuts them off")
+	d.signal(t)
+	line, err = d.stderr.ReadString('\n')
+	require.NoError(t, err)
+	require.Equal(t, "pgmoor: 1 clients were cut off by the second signal\n", line)
+	_, err = c.Exec(t.Context(), "select 1")
+	var pg *pgconn.PgError
+	require.ErrorAs(t, err, &pg)
+	require.Equal(t, "57P01", pg.Code)
+	require.Equal(t, 1, d.exit(t))
+}
+
+func TestTheTimeLimitOfDrainingIsSaid(t *testing.T) {
+	d := startDaemon(t, "-auth", "trust", "-drain-timeout", "10ms")
+	_, err := connect(t, host(d.addr)+" sslmode=disable").Exec(t.Context(), "begin")
+	require.NoError(t, err)
+	d.signal(t)
+	said, err := io.ReadAll(d.stderr)
+	require.NoError(t, err)
+	require.Contains(t, string(said), "pgmoor: 1 clients did not finish within 10ms (-drain-timeout) and were cut off\n")
+	require.Equal(t, 1, d.exit(t))
+}
+
+func TestSIGHUPIsIgnored(t *testing.T) {
+	d := startDaemon(t, "-auth", "trust")
+	require.NoError(t, d.cmd.Process.Signal(syscall.SIGHUP))
+	line, err := d.stderr.ReadString('\n')
+	require.NoError(t, err)
+	require.Contains(t, line, "SIGHUP changes nothing")
+	_, err = connect(t, host(d.addr)+" sslmode=disable").Exec(t.Context(), "select 1")
+	require.NoError(t, err)
+	d.signal(t)
+	require.Zero(t, d.exit(t))
+}
+
+func TestAnAddressThatIsTakenIsNamedWithARemedy(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	socket := filepath.Join(t.TempDir(), "s")
+	taken, err := net.Listen("unix", socket)
+	require.NoError(t, err)
+	defer taken.Close()
+	for name, flags := range map[string][]string{
+		"-listen " + l.Addr().String():  {"-listen", l.Addr().String()},
+		"-listen " + socket:             {"-listen", socket},
+		"-metrics " + l.Addr().String(): {"-listen", "127.0.0.1:0", "-metrics", l.Addr().String()},
+	} {
+		var stderr bytes.Buffer
+		require.Equal(t, 1, run(append(flags, "-upstream", "postgres://u:p@127.0.0.1"), io.Discard, &stderr))
+		require.Contains(t, stderr.String(), "pgmoor: "+name+": ")
+		require.Contains(t, stderr.String(), "another program has it")
+	}
+}
+
+func TestASocketHasTheModeThatIsAskedFor(t *testing.T) {
+	for flag, want := range map[string]os.FileMode{"": 0o777, "0700": 0o700} {
+		o := &options{}
+		o.flags()
+		if flag != "" {
+			require.NoError(t, o.socketMode.Set(flag))
+		}
+		path := filepath.Join(t.TempDir(), "s")
+		l, err := o.listenOn(path)
+		require.NoError(t, err)
+		info, err := os.Stat(path)
+		require.NoError(t, err)
+		require.Equal(t, want, info.Mode().Perm())
+		require.NoError(t, l.Close())
+	}
+}
+
+func TestAServerThatCannotBeReachedIsNamedAtTheStart(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address := l.Addr().String()
+	require.NoError(t, l.Close())
+	d := startDaemonAt(t, "postgres://"+address, "-auth", "trust")
+	line, err := d.stderr.ReadString('\n')
+	require.NoError(t, err)
+	require.Contains(t, line, "level=WARN")
+	require.Contains(t, line, "server="+address)
+	require.Contains(t, line, "-upstream")
+	require.Contains(t, line, "-borrow-timeout")
+	d.signal(t)
+	require.Zero(t, d.exit(t))
 }
 
 // certificate returns the files of a self-signed certificate and its key.

@@ -22,7 +22,7 @@ type Entry struct {
 // Format writes the user only, whatever the verb.
 func (e Entry) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "user %q", e.User) }
 
-// Parse returns the entries in the order of the file. PgBouncer uses the last of those that have the same user.
+// Parse returns the entries in the order of the file.
 //
 // An entry is a line of two strings in double quotes, with a doubled quote for each that is part of the string:
 //
@@ -30,13 +30,13 @@ func (e Entry) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "user %q", e.
 //
 // As in PgBouncer, what stands between and behind the strings is ignored, and so are blank lines and lines whose
 // first character, apart from white space, is a semicolon. A number sign does not start a comment. Where PgBouncer
-// would take strings on over the end of a line, or stop at a NUL byte and keep the users before it, there is an error
-// instead. Errors name the line, and quote nothing.
+// would take strings on over the end of a line, stop at a NUL byte and keep the users before it, or use the last of several
+// lines for the same user, there is an error instead. Errors name the line, and quote nothing.
 func Parse(r io.Reader) ([]Entry, error) {
 	var entries []Entry
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, MaxLine+len("\r\n"))
-	number := 1
+	number, seen := 1, map[string]int{}
 	for ; lines.Scan(); number++ {
 		if len(lines.Bytes()) > MaxLine {
 			return nil, tooLong(number)
@@ -49,6 +49,10 @@ func Parse(r io.Reader) ([]Entry, error) {
 		if err != nil {
 			return nil, fmt.Errorf("userlist: line %d: %w", number, err)
 		}
+		if first, again := seen[e.User]; again {
+			return nil, fmt.Errorf("userlist: line %d: the user of line %d again", number, first)
+		}
+		seen[e.User] = number
 		entries = append(entries, e)
 	}
 	switch err := lines.Err(); {

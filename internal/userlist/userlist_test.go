@@ -30,7 +30,6 @@ func TestParseReadsWhatPgBouncerReads(t *testing.T) {
 		"text between":         {`"u" = "s"`, []userlist.Entry{{"u", "s"}}},
 		"semicolons in quotes": {`"u;" ";s"`, []userlist.Entry{{"u;", ";s"}}},
 		"backslashes":          {`"u\" "s\n"`, []userlist.Entry{{`u\`, `s\n`}}},
-		"the same user twice":  {"\"u\" \"s\"\n\"u\" \"t\"", []userlist.Entry{{"u", "s"}, {"u", "t"}}},
 		"hashes": {
 			`"u" "md545f2603610af569b6155c45067268c6b"` + "\n" + `"v" "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy"`,
 			[]userlist.Entry{{"u", "md545f2603610af569b6155c45067268c6b"}, {"v", "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy"}},
@@ -58,6 +57,7 @@ func TestParseNamesTheLineThatIsWrong(t *testing.T) {
 		`"u" "hidden`:         "the secret has no closing quote",
 		`"u" "hidden""`:       "the secret has no closing quote",
 		"\"u\" \"hid\x00en\"": "contains a NUL byte",
+		`"a" "hidden"`:        "the user of line 1 again",
 	} {
 		entries, err := userlist.Parse(strings.NewReader("\"a\" \"b\"\n\n" + line + "\n\"c\" \"d\"\n"))
 		require.EqualError(t, err, "userlist: line 3: "+want)
