@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -20,11 +21,11 @@ import (
 )
 
 func main() {
-	upstream := flag.String("upstream", os.Getenv("PGMOOR_UPSTREAM"), "use the database that the `DSN` names; if empty, a throw-away server is started")
+	upstream := flag.String("upstream", "", "use the database that the `DSN` names, or PGMOOR_UPSTREAM; without them, a throw-away server is started")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *upstream); err != nil {
+	if err := run(ctx, cmp.Or(*upstream, os.Getenv("PGMOOR_UPSTREAM"))); err != nil {
 		fmt.Fprintln(os.Stderr, "inprocess:", err)
 		os.Exit(1)
 	}

@@ -7,6 +7,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -58,16 +59,17 @@ func run(ctx context.Context, args []string, out *os.File) int {
 func parseOptions(args []string) (*options, error) {
 	o := &options{}
 	f := flag.NewFlagSet("quickstart", flag.ContinueOnError)
-	f.StringVar(&o.upstream, "upstream", os.Getenv("PGMOOR_UPSTREAM"), "use the database that the `DSN` names, which may also stand in\n"+
+	f.StringVar(&o.upstream, "upstream", "", "use the database that the `DSN` names, which may also stand in\n"+
 		"PGMOOR_UPSTREAM; a schema pgmoor_quickstart is made there and dropped again.\nIf empty, a throw-away server is started")
 	f.StringVar(&o.listen, "listen", defaultListen, "let the proxy listen on `HOST:PORT`")
 	f.IntVar(&o.clients, "clients", 200, "let `N` clients work")
-	f.IntVar(&o.connections, "connections", 10, "over `N` server connections")
+	f.IntVar(&o.connections, "connections", 10, "over `N` server connections, or as many as the server has room for")
 	f.DurationVar(&o.duration, "duration", 10*time.Second, "for so long")
 	f.BoolVar(&o.serve, "serve", false, "keep the proxy and the server up afterwards, until Ctrl-C")
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
+	o.upstream = cmp.Or(o.upstream, os.Getenv("PGMOOR_UPSTREAM"))
 	if o.clients < 1 || o.connections < 1 || o.duration <= 0 || f.NArg() > 0 {
 		err := errors.New("-clients, -connections and -duration must be positive, and no other arguments are known")
 		fmt.Fprintln(f.Output(), "quickstart:", err)

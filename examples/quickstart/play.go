@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/url"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgmoor/pgmoor"
 	"github.com/pgmoor/pgmoor/examples/internal/demodb"
@@ -37,12 +39,15 @@ func play(ctx context.Context, o *options, out *os.File) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, bank.close()) }()
-	p, err := startProxy(o, db)
+	if err := bank.bound(ctx, o, out); err != nil {
+		return err
+	}
+	p, err := startProxy(o, db, out)
 	if err != nil {
 		return err
 	}
 	defer p.stop()
-	fmt.Fprintf(out, "· the proxy listens on %s and may open %d server connections; PostgreSQL itself allows %s\n", p.Addr(), o.connections, bank.limit)
+	fmt.Fprintf(out, "· the proxy listens on %s and may open %d server connections; PostgreSQL itself allows %d\n", p.Addr(), o.connections, bank.limit)
 	fmt.Fprintf(out, "· for another terminal:  %s\n", psqlLine(db, p.Addr()))
 	if err := perform(ctx, o, out, db, bank, p.Proxy); err != nil {
 		return err
@@ -89,9 +94,10 @@ type proxy struct {
 	served chan struct{}
 }
 
-func startProxy(o *options, db *demodb.DB) (*proxy, error) {
+func startProxy(o *options, db *demodb.DB, out io.Writer) (*proxy, error) {
 	l, err := net.Listen("tcp", o.listen)
 	if errors.Is(err, syscall.EADDRINUSE) && o.listen == defaultListen {
+		fmt.Fprintf(out, "· another program has %s: the proxy takes a free port instead\n", defaultListen)
 		l, err = net.Listen("tcp", "127.0.0.1:0")
 	}
 	if err != nil {
@@ -135,7 +141,7 @@ func psqlLine(db *demodb.DB, addr net.Addr) string {
 // bank is the table that the clients work on, and a direct connection for looking at the server.
 type bank struct {
 	conn   *pgx.Conn
-	limit  string // max_connections
+	limit  int // max_connections
 	before int64
 }
 
@@ -155,15 +161,46 @@ func openBank(ctx context.Context, db *demodb.DB) (*bank, error) {
 	}
 	b := &bank{conn: c}
 	if _, err = c.Exec(ctx, setUp); err == nil {
-		err = c.QueryRow(ctx, "show max_connections").Scan(&b.limit)
+		err = c.QueryRow(ctx, "select current_setting('max_connections')::int").Scan(&b.limit)
 	}
 	if err == nil {
 		b.before, err = b.total(ctx)
 	}
-	if err != nil {
+	var pg *pgconn.PgError
+	switch {
+	case errors.As(err, &pg) && pg.Code == "42501": // nothing was made that could be dropped
+		err = fmt.Errorf("%w\nthe user needs the right to create a schema: GRANT CREATE ON DATABASE %s TO %s; "+
+			"or leave -upstream and PGMOOR_UPSTREAM away for a throw-away server", err, quoted(db.Database), quoted(db.User))
+		return nil, errors.Join(err, c.Close(ctx))
+	case err != nil:
 		return nil, errors.Join(err, b.close())
 	}
 	return b, nil
+}
+
+func quoted(name string) string { return pgx.Identifier{name}.Sanitize() }
+
+// room is how many connections a user without privileges can open now. What only privileged users see in pg_stat_activity is
+// not needed.
+const room = `
+	select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+		- coalesce(current_setting('reserved_connections', true)::int, 0)
+		- (select count(*)::int from pg_stat_activity where datid is not null)`
+
+// bound lowers the number of server connections to what the server has room for.
+func (b *bank) bound(ctx context.Context, o *options, out io.Writer) error {
+	var n int
+	if err := b.conn.QueryRow(ctx, room).Scan(&n); err != nil {
+		return err
+	}
+	switch {
+	case n < 1:
+		return fmt.Errorf("the server has no connection to spare: others use them, of its max_connections of %d", b.limit)
+	case n < o.connections:
+		fmt.Fprintf(out, "· the server has room for %d connections: using so many instead of %d\n", n, o.connections)
+		o.connections = n
+	}
+	return nil
 }
 
 func (b *bank) total(ctx context.Context) (sum int64, err error) {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgmoor/pgmoor/examples/internal/demodb"
 )
 
 func TestTheShowEndsWithAReport(t *testing.T) {
@@ -20,6 +22,31 @@ func TestTheShowEndsWithAReport(t *testing.T) {
 	text, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.Regexp(t, `(?s)clients +20\n.*at most by the proxy's Stats, 3 at most in pg_stat.*p50 .* p99 .*setting: \d+`, string(text))
+}
+
+func TestTheNumberOfConnectionsIsBoundedByTheServers(t *testing.T) {
+	t.Setenv("PGMOOR_UPSTREAM", "")
+	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	require.NoError(t, err)
+	defer out.Close()
+	require.Zero(t, run(t.Context(), []string{"-duration", "1s", "-clients", "20", "-connections", "1000", "-listen", "127.0.0.1:0"}, out))
+	text, err := os.ReadFile(out.Name())
+	require.NoError(t, err)
+	require.Regexp(t, `room for \d+ connections: using so many instead of 1000\n`, string(text))
+	require.Regexp(t, `may open \d\d server connections; PostgreSQL itself allows 30\n`, string(text))
+}
+
+func TestAMissingRightIsExplained(t *testing.T) {
+	db, err := demodb.Open(t.Context(), "", func(string) {})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close()) }()
+	c, err := db.Connect(t.Context())
+	require.NoError(t, err)
+	defer c.Close(t.Context())
+	_, err = c.Exec(t.Context(), "revoke create on database quickstart from quickstart") // an owner may
+	require.NoError(t, err)
+	_, err = openBank(t.Context(), db)
+	require.ErrorContains(t, err, `GRANT CREATE ON DATABASE "quickstart" TO "quickstart"`)
 }
 
 func TestMistakesInFlagsEndWithStatus2(t *testing.T) {

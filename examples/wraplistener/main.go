@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -84,13 +85,13 @@ func newProxy(addr string, limit int, db *demodb.DB) (*pgmoor.Proxy, error) {
 }
 
 func main() {
-	upstream := flag.String("upstream", os.Getenv("PGMOOR_UPSTREAM"), "use the database that the `DSN` names; if empty, a throw-away server is started")
+	upstream := flag.String("upstream", "", "use the database that the `DSN` names, or PGMOOR_UPSTREAM; without them, a throw-away server is started")
 	listen := flag.String("listen", "127.0.0.1:6432", "listen on `HOST:PORT`")
 	limit := flag.Int("limit", 20, "accept `N` connections a second from one address")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *upstream, *listen, *limit); err != nil {
+	if err := run(ctx, cmp.Or(*upstream, os.Getenv("PGMOOR_UPSTREAM")), *listen, *limit); err != nil {
 		fmt.Fprintln(os.Stderr, "wraplistener:", err)
 		os.Exit(1)
 	}
