@@ -28,7 +28,7 @@ const (
 )
 
 // Config says what a [Proxy] does. Only [Upstream].Hosts is required. [New] copies it; what it points to must not be
-// changed afterwards. docs/configuration.md says what to choose.
+// changed afterwards. docs/configuration.md says what to choose, and docs/pinning.md what Pinning is about.
 type Config struct {
 	// Upstream is where the server connections go.
 	Upstream Upstream
@@ -80,8 +80,8 @@ type Config struct {
 	// new connections wait in the listener's backlog. If zero, DefaultMaxHandshakes.
 	MaxHandshakes int
 
-	// Pinning decides which effects of a statement make a session keep its server connection: docs/pinning.md lists
-	// them. If nil, DefaultPinning.
+	// Pinning decides which effects of a statement make a session keep its server connection. If nil,
+	// DefaultPinning.
 	Pinning PinningPolicy
 
 	// Logger receives what an operator wants to know. If nil, slog.Default.
