@@ -293,7 +293,7 @@ func verifyChain(s tls.ConnectionState, roots *x509.CertPool) error {
 }
 
 // errNotHost says what Upstream.Hosts takes. It shows nothing of what was there, which may hold a password.
-var errNotHost = errors.New(`Hosts takes host:port, not a DSN: write "db1:5432", "[::1]:5432", "db1" or "/var/run/postgresql", ` +
+var errNotHost = errors.New(`not a server: Hosts takes host:port, not a DSN: write "db1:5432", "[::1]:5432", "db1" or "/var/run/postgresql", ` +
 	"one element for each server, and put passwords into Config.Secrets")
 
 // splitHost takes an entry of Upstream.Hosts apart. Its errors show nothing of it but a port.
