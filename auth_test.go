@@ -292,6 +292,7 @@ func TestAnAuthenticatorChoosesWhatItsClientIsTold(t *testing.T) {
 	answer := map[string]error{
 		"own":   &pgmoor.Error{Code: "28ABC", Message: "not today", Hint: "tomorrow"},
 		"other": errors.New("the directory is on fire"),
+		"both":  errors.Join(&pgmoor.Error{Code: "28ABC", Message: "not today"}, errDown),
 	}
 	cfg := pgmoor.Config{
 		Logger:        slog.New(slog.NewTextHandler(&log, nil)),
@@ -309,6 +310,7 @@ func TestAnAuthenticatorChoosesWhatItsClientIsTold(t *testing.T) {
 	require.Contains(t, log.text(), "fire")
 	require.EqualValues(t, 'I', newClient(t, dialTCP(t, address)).startup("u").status)
 	require.EqualValues(t, 2, r.Stats().LoginFailures)
+	require.Equal(t, "28ABC", newClient(t, dialTCP(t, address)).startup("both").code())
 }
 
 // directory lets the users in whose password is their name backwards.

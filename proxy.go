@@ -340,7 +340,7 @@ func (p *Proxy) refused(c *Client, err error) {
 	p.noteRefusal(c, err)
 	var ne net.Error
 	var open *openError
-	ours := !errors.As(err, &open) && errors.As(err, &ne) // an error of this connection, not of one to a server
+	ours := !isOwn(err) && !errors.As(err, &open) && errors.As(err, &ne) // an error of this connection, not of another
 	if ours && !ne.Timeout() || c.user == "" && !isOwn(err) {
 		return // it is broken, or nothing was heard on it
 	}
