@@ -202,7 +202,7 @@ func (o *options) resolveUpstream() error {
 		name, o.upstream = "PGMOOR_UPSTREAM", os.Getenv("PGMOOR_UPSTREAM")
 	}
 	if o.upstream == "" {
-		return errors.New("-upstream is missing: name the servers, as in -upstream postgres://db1:5432")
+		return errors.New("-upstream is missing: name the servers, as in -upstream postgres://db1:5432, or in PGMOOR_UPSTREAM")
 	}
 	var err error
 	if o.servers, err = dsn.Parse(o.upstream); err != nil {
