@@ -11,6 +11,7 @@ gofumpt=mvdan.cc/gofumpt@v0.12.0
 golangci=github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 fuzz_time=5s
 modules=(. examples compat/go bench)
+oracle=internal/sqlscan/oracle # PostgreSQL's parser, in C: it takes minutes to compile, and is compiled once
 tools=${PGMOOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pgmoor}/tools
 
 die() { echo "test.sh: $*" >&2; exit 1; }
@@ -70,6 +71,11 @@ lint() {
   local program
   program=$(tool "$golangci")
   everywhere "$program" run ./...
+}
+
+compare_scanner() {
+  echo "compiling PostgreSQL's parser, where that was not done before"
+  (cd "$oracle" && go mod tidy -diff && go vet ./... && go test ./...)
 }
 
 fuzz() {
@@ -175,6 +181,7 @@ case ${1:-all} in
     step 'golangci-lint' lint
     step 'go test -race' everywhere go test -race -shuffle=on ./...
     step 'go test, fast paths' go test -shuffle=on .
+    step "scanner against PostgreSQL's parser" compare_scanner
     step fuzz fuzz
     step 'drivers through the proxy' compat
     ;;

@@ -8,9 +8,11 @@ type state uint8
 const (
 	inGround state = iota
 	inWord
-	inUnicode  // after a word U and the character &
-	inDash     // after a minus
-	inSlash    // after a slash
+	inUnicode // after a word U and the character &
+	inDash    // after a minus
+	inSlash   // after a slash
+	inNumber
+	inExponent // after a number and a letter E, which is part of it if a digit follows
 	inLine     // line comment
 	inBlock    // block comment
 	inBlockEnd // after an asterisk in a block comment
@@ -95,6 +97,10 @@ func (s *Scanner) Feed(p []byte) {
 			i += s.dash(p[i])
 		case inSlash:
 			i += s.slash(p[i])
+		case inNumber:
+			i = s.number(p, i)
+		case inExponent:
+			i = s.exponent(p, i)
 		case inLine:
 			i = s.line(p, i, inGround)
 		case inBlock:
@@ -106,6 +112,7 @@ func (s *Scanner) Feed(p []byte) {
 		case inString:
 			i = s.text(p, i)
 		case inEscape:
+			s.escaped()
 			s.state = inString
 			i++
 		case inStringEnd:
@@ -172,6 +179,10 @@ func (s *Scanner) ground(p []byte, i int) int {
 		case classSemicolon:
 			s.semicolon()
 			i++
+		case classDigit:
+			s.token(c)
+			s.state = inNumber
+			return i + 1
 		default:
 			s.token(c)
 			i++
@@ -276,6 +287,42 @@ func (s *Scanner) slash(c byte) int {
 	return 0
 }
 
+// number takes the rest of a number. A word may follow directly, up to PostgreSQL 14.
+func (s *Scanner) number(p []byte, i int) int {
+	for i < len(p) && (classes[p[i]] == classDigit || p[i] == '.') {
+		i++
+	}
+	switch {
+	case i == len(p):
+	case p[i]|0x20 == 'e':
+		s.length = 0
+		s.keep(p[i : i+1])
+		s.state = inExponent
+		return i + 1
+	default:
+		s.state = inGround
+	}
+	return i
+}
+
+func (s *Scanner) exponent(p []byte, i int) int {
+	start := i
+	for i < len(p) && classes[p[i]] == classDigit {
+		i++
+	}
+	if i > start {
+		s.length = 0
+	}
+	switch {
+	case i == len(p):
+	case s.length == 0:
+		s.state = inGround
+	default: // the letter begins a word
+		s.state = inWord
+	}
+	return i
+}
+
 func (s *Scanner) line(p []byte, i int, next state) int {
 	for i < len(p) && p[i] != '\n' && p[i] != '\r' {
 		i++
@@ -325,183 +372,18 @@ func (s *Scanner) blockTop(c byte) int {
 	return 1
 }
 
-func (s *Scanner) startString(k quoteKind) {
-	s.token('\'')
-	if k == kindPlain && s.backslash {
-		k = kindEscape
-	}
-	s.kind = k
-	s.state = inString
-}
-
-func (s *Scanner) text(p []byte, i int) int {
-	if s.kind != kindEscape {
-		n := bytes.IndexByte(p[i:], '\'')
-		if n < 0 {
-			return len(p)
-		}
-		s.state = inStringEnd
-		return i + n + 1
-	}
-	for ; i < len(p); i++ {
-		switch p[i] {
-		case '\'':
-			s.state = inStringEnd
-			return i + 1
-		case '\\':
-			s.state = inEscape
-			return i + 1
-		}
-	}
-	return i
-}
-
-func (s *Scanner) textEnd(c byte) int {
-	if c == '\'' && s.kind != kindBits {
-		s.state = inString
-		return 1
-	}
-	s.gapLine = false
-	s.state = inGap
-	return 0
-}
-
-// gap looks for the continuation of a string: a quote after blanks and line comments that have a newline among them. A
-// continued string keeps its kind. A block comment ends the literal.
-func (s *Scanner) gap(c byte) int {
-	switch {
-	case c == '\n' || c == '\r':
-		s.gapLine = true
-		return 1
-	case classes[c] == classSpace:
-		return 1
-	case c == '-':
-		s.state = inGapDash
-		return 1
-	case c == '\'' && s.gapLine:
-		s.state = inString
-		return 1
-	}
-	s.state = inGround
-	return 0
-}
-
-func (s *Scanner) gapDash(c byte) int {
-	if c == '-' {
-		s.state = inGapLine
-		return 1
-	}
-	s.state = inDash
-	return 0
-}
-
-func (s *Scanner) startName(k quoteKind) {
-	s.length = 0
-	s.kind = k
-	s.state = inName
-}
-
-func (s *Scanner) name(p []byte, i int) int {
-	part := p[i:]
-	n := bytes.IndexByte(part, '"')
-	if n >= 0 {
-		part = part[:n]
-		s.state = inNameEnd
-		i++
-	}
-	s.keep(part)
-	if s.kind == kindUnicode && bytes.IndexByte(part, '\\') >= 0 {
-		s.effects |= Unsure
-	}
-	return i + len(part)
-}
-
-func (s *Scanner) nameEnd(c byte) int {
-	if c == '"' {
-		s.keep([]byte{c})
-		s.state = inName
-		return 1
-	}
-	s.word(findQuoted(s.kept()))
-	s.state = inGround
-	return 0
-}
-
-func (s *Scanner) dollar(c byte) int {
-	switch classes[c] {
-	case classDollar:
-		s.startBody(0)
-		return 1
-	case classLetter:
-		s.length = 0
-		s.state = inTag
-		return 0
-	}
-	s.token('$') // of a parameter
-	s.state = inGround
-	return 0
-}
-
-func (s *Scanner) tag(p []byte, i int) int {
-	end := i
-	for end < len(p) && classes[p[end]] > classDollar {
-		end++
-	}
-	s.keep(p[i:end])
-	switch {
-	case s.length > bufSize:
-		s.effects |= Unsure
-		s.state = inLost
-	case end == len(p):
-	case p[end] == '$':
-		s.startBody(s.length)
-		end++
-	default: // a dollar sign alone, which no statement has
-		s.effects |= Unsure
-		s.state = inLost
-	}
-	return end
-}
-
-func (s *Scanner) startBody(tag uint8) {
-	s.token('$')
-	s.length = tag
-	s.state = inBody
-}
-
-func (s *Scanner) body(p []byte, i int) int {
-	n := bytes.IndexByte(p[i:], '$')
-	if n < 0 {
-		return len(p)
-	}
-	s.matched = 0
-	s.state = inBodyTag
-	return i + n + 1
-}
-
-// bodyTag compares with the opening tag. The dollar sign that ends another tag may begin the right one.
-func (s *Scanner) bodyTag(c byte) int {
-	switch {
-	case c == '$' && s.matched == s.length:
-		s.state = inGround
-	case c == '$':
-		s.matched = 0
-	case s.matched < s.length && c == s.buf[s.matched]:
-		s.matched++
-	default:
-		s.state = inBody
-	}
-	return 1
-}
-
 // endText settles what the end of the text leaves pending.
 func (s *Scanner) endText() {
 	switch s.state {
-	case inGround, inLine, inStringEnd, inGap, inGapLine:
+	case inGround, inNumber, inLine, inStringEnd, inGap, inGapLine:
 	case inWord:
 		s.word(find(s.kept()))
+	case inExponent:
+		if s.length > 0 {
+			s.word(plain)
+		}
 	case inNameEnd:
-		s.word(findQuoted(s.kept()))
+		s.endName()
 	case inUnicode:
 		s.word(plain)
 		s.token('&')

@@ -2,11 +2,12 @@
 //
 // The scanner follows the lexical rules of PostgreSQL (src/backend/parser/scan.l, all supported versions) and knows as
 // much grammar as is needed to tell a statement that leaves something behind in the session from one that merely
-// mentions the words. It takes the text in pieces of any size, keeps no reference to them and takes no memory.
+// mentions the words. It takes the text in pieces of any size, keeps no reference to them and takes no memory. What a
+// text says beyond that is asked of it as a whole: Settings, AppendDigest. A Cache remembers what was found.
 //
 // Its error is one-sided: an effect that is not reported is not caused by any text that the server accepts, while an
 // effect that is reported may not occur. Not seen are effects hidden from the text: bodies of functions, of DO and of
-// procedures, and names computed at run time.
+// procedures, statements prepared earlier, queries in strings that a function runs, and names computed at run time.
 //
 // The text has to be in an encoding in which a byte below 0x80 always is that ASCII character. This holds for UTF8 and
 // for whatever may be a server's encoding, not for the client-only encodings BIG5, GB18030, GBK, JOHAB, SHIFT_JIS_2004,
@@ -20,23 +21,38 @@ type Effect uint32
 
 const (
 	// Setting is a parameter set or reset for the session: SET, RESET, SET ROLE, SET SESSION AUTHORIZATION, SET SESSION
-	// CHARACTERISTICS, and set_config unless its third argument is the literal true. SET LOCAL, SET TRANSACTION and SET
-	// CONSTRAINTS end with the transaction and are not reported.
+	// CHARACTERISTICS, an UPDATE of pg_settings, and set_config unless its third argument is the literal true. SET LOCAL,
+	// SET TRANSACTION and SET CONSTRAINTS end with the transaction and are not reported.
 	Setting Effect = 1 << iota
-	// Listen is LISTEN or UNLISTEN.
+	// UnknownSetting is a Setting of which Settings cannot tell every name. A Scanner, which does not keep the text,
+	// reports it with every Setting; Classify and Cache look again.
+	UnknownSetting
+	// Listen is LISTEN.
 	Listen
-	// TempObject is a temporary object made, by CREATE TEMP or SELECT INTO TEMP, or any mention of a pg_temp schema.
+	// Release is what may end something that was left in the session: CLOSE, DROP, DISCARD, UNLISTEN, DEALLOCATE, or one
+	// of the functions pg_advisory_unlock, pg_advisory_unlock_shared and pg_advisory_unlock_all.
+	Release
+	// TempObject is a temporary object made, by CREATE TEMP or SELECT INTO TEMP, or any mention of a pg_temp schema. A
+	// table that says ON COMMIT DROP ends with the transaction and is not reported.
 	TempObject
+	// Create is a statement that makes objects, which are temporary ones while pg_temp leads the search_path: CREATE, or
+	// INTO behind anything but INSERT or MERGE as the first word.
+	Create
 	// HoldCursor is DECLARE CURSOR WITH HOLD.
 	HoldCursor
-	// AdvisoryLock is a function that takes a session-level advisory lock, or tries to.
+	// AdvisoryLock is a function that takes a session-level advisory lock.
 	AdvisoryLock
-	// Prepare is PREPARE, EXECUTE or DEALLOCATE, or EXECUTE within EXPLAIN or CREATE TABLE AS. PREPARE TRANSACTION is not
-	// one of them.
+	// TryLock is a function that tries to take a session-level advisory lock.
+	TryLock
+	// Prepare is PREPARE, but not PREPARE TRANSACTION.
 	Prepare
+	// Execute is EXECUTE, alone or within EXPLAIN or CREATE TABLE AS. What the statement of that name does is not reported.
+	Execute
+	// Deallocate is DEALLOCATE.
+	Deallocate
 	// Load is LOAD.
 	Load
-	// Seed is the function setseed.
+	// Seed is the function setseed, or the parameter seed set, even for the transaction only.
 	Seed
 	// Sequence is one of the functions nextval, setval, currval and lastval.
 	Sequence
@@ -45,6 +61,10 @@ const (
 	Foreign
 	// PrepView is a reading of pg_prepared_statements or pg_cursors, or of the function below one of them.
 	PrepView
+	// Pid is a function that takes a process id, or a view that shows those of sessions.
+	Pid
+	// Listed is a mention of a name that was given to NewCache. Only a Cache reports it.
+	Listed
 	// Discard is DISCARD.
 	Discard
 	// TxnEnd is a statement that can end a transaction block or concludes a prepared transaction.
@@ -53,14 +73,20 @@ const (
 	TxnBegin
 	// Call is CALL or DO, the statements that run code which may commit.
 	Call
+	// Declare is DECLARE CURSOR, with or without HOLD.
+	Declare
+	// Lexical says that the text mentions what may change how later texts are read: standard_conforming_strings,
+	// client_encoding, NAMES or set_config. Only Inspect reports it.
+	Lexical
 	// Unsure says that the text could not be followed to its end, so that any other effect may be missing: it has a zero
 	// byte, an identifier with Unicode escapes or a dollar quote with an overlong tag, or it ends within a token.
 	Unsure
 )
 
 var effectNames = [...]string{
-	"Setting", "Listen", "TempObject", "HoldCursor", "AdvisoryLock", "Prepare", "Load", "Seed", "Sequence", "Foreign",
-	"PrepView", "Discard", "TxnEnd", "TxnBegin", "Call", "Unsure",
+	"Setting", "UnknownSetting", "Listen", "Release", "TempObject", "Create", "HoldCursor", "AdvisoryLock", "TryLock",
+	"Prepare", "Execute", "Deallocate", "Load", "Seed", "Sequence", "Foreign", "PrepView", "Pid", "Listed", "Discard",
+	"TxnEnd", "TxnBegin", "Call", "Declare", "Lexical", "Unsure",
 }
 
 // String returns the names of the effects joined by "|", or "none".
@@ -103,6 +129,8 @@ const (
 	VerbCommitPrepared
 	// VerbRollbackPrepared is ROLLBACK PREPARED.
 	VerbRollbackPrepared
+
+	verbCount
 )
 
 // Scanner scans one text. The zero value is ready for a text whose plain strings know no backslash escapes
@@ -119,16 +147,19 @@ type Scanner struct {
 	gapLine   bool // the blanks behind a string literal have had a newline
 	backslash bool // backslash escapes in plain strings, too
 
-	open  bool // the current statement has at least one token
-	lead  word // its first word
-	prev  word // the word directly before, if the last token was one
-	step  step
-	cfg   config
-	verb  Verb
-	first Verb
+	open     bool // the current statement has at least one token
+	updating bool // it has had the word UPDATE
+	lead     word // its first word
+	prev     word // the word directly before, if the last token was one
+	step     step
+	cfg      config
+	verb     Verb
+	first    Verb
 
 	matched uint8 // bytes of the tag that were seen in what may be the closing dollar quote
 	length  uint8 // of what is in buf; bufSize+1 when it did not fit
+	cfgLen  uint8 // of what is in cfgText
+	cfgText [len(settingSeed) + 1]byte
 	buf     [bufSize]byte
 }
 
@@ -140,7 +171,11 @@ func Classify(text []byte, standardConformingStrings bool) Effect {
 	var s Scanner
 	s.Reset(standardConformingStrings)
 	s.Feed(text)
-	return s.Finish()
+	e := s.Finish()
+	if e&(UnknownSetting|Unsure) == UnknownSetting && knowsSettings(text, standardConformingStrings) {
+		e &^= UnknownSetting
+	}
+	return e
 }
 
 // Reset makes the scanner ready for another text. standardConformingStrings is the setting of that name in the session
@@ -153,11 +188,13 @@ func (s *Scanner) Reset(standardConformingStrings bool) {
 func (s *Scanner) Finish() Effect {
 	s.endText()
 	s.endStatement()
+	if s.effects&Setting != 0 {
+		s.effects |= UnknownSetting
+	}
 	return s.effects
 }
 
-// Statements returns the number of statements in the text that are not empty. Bodies of the form BEGIN ATOMIC ... END
-// count as several. It is valid after Finish.
+// Statements returns the number of statements in the text that are not empty. It is valid after Finish.
 func (s *Scanner) Statements() int { return int(s.count) }
 
 // Verb returns the verb of the first statement that is not empty. It is valid after Finish.

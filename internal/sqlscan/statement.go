@@ -9,6 +9,14 @@ const (
 	stepScoped        // after SET and a word that confines it to the transaction, unless that word is the class of a parameter
 	stepPrepare       // after PREPARE
 	stepPrepared      // after PREPARE TRANSACTION, which is a statement of that name if another word follows
+	stepCreate        // after CREATE and words that may stand in front of what is made
+	stepTemp          // after CREATE TEMP, where a table may follow
+	stepTable         // in the head of a temporary table, which may say ON COMMIT DROP
+	stepOn            // after ON in it
+	stepCommit        // after ON COMMIT in it
+	stepRoutine       // in a function or procedure, which may have a body of the form BEGIN ATOMIC ... END
+	stepBodyTop       // in that body, where a statement begins, or its END
+	stepBody          // within a statement of that body
 )
 
 // A config is how far the arguments of a call of set_config were followed, to see whether the third is the literal true.
@@ -23,6 +31,9 @@ const (
 	cfgTrue
 )
 
+// settingSeed is the parameter that is not a setting but seeds the generator of random numbers.
+const settingSeed = "seed"
+
 type start struct {
 	effects Effect
 	step    step
@@ -34,12 +45,16 @@ var starts = [wordCount]start{
 	wordAbort:      {verb: VerbRollback},
 	wordBegin:      {effects: TxnBegin, verb: VerbBegin},
 	wordCall:       {effects: Call},
+	wordClose:      {effects: Release},
 	wordCommit:     {verb: VerbCommit},
-	wordDeallocate: {effects: Prepare},
-	wordDiscard:    {effects: Discard},
+	wordCreate:     {effects: Create, step: stepCreate},
+	wordDeallocate: {effects: Deallocate | Release},
+	wordDeclare:    {effects: Declare},
+	wordDiscard:    {effects: Discard | Release},
 	wordDo:         {effects: Call},
+	wordDrop:       {effects: Release},
 	wordEnd:        {verb: VerbCommit},
-	wordExecute:    {effects: Prepare},
+	wordExecute:    {effects: Execute},
 	wordListen:     {effects: Listen},
 	wordLoad:       {effects: Load},
 	wordPrepare:    {step: stepPrepare},
@@ -49,17 +64,20 @@ var starts = [wordCount]start{
 	wordSavepoint:  {verb: VerbSavepoint},
 	wordSet:        {step: stepSet},
 	wordStart:      {effects: TxnBegin, verb: VerbBegin},
-	wordUnlisten:   {effects: Listen},
+	wordUnlisten:   {effects: Release},
 }
 
 // nameEffects says what a name is reported as, wherever it stands.
 var nameEffects = [wordCount]Effect{
 	nameLimit:    Setting,
 	nameLock:     AdvisoryLock,
+	nameTryLock:  TryLock,
+	nameUnlock:   Release,
 	nameSeed:     Seed,
 	nameSequence: Sequence,
 	nameForeign:  Foreign,
 	nameView:     PrepView,
+	namePid:      Pid,
 	nameTemp:     TempObject,
 }
 
@@ -79,6 +97,7 @@ func (s *Scanner) word(k word) {
 func (s *Scanner) startStatement(k word) {
 	s.open = true
 	s.lead = k
+	s.updating = k == wordUpdate
 	at := &starts[k]
 	s.effects |= at.effects
 	s.step = at.step
@@ -93,9 +112,17 @@ func (s *Scanner) follow(k word) {
 	switch k {
 	case wordTemp:
 		s.temp()
+	case wordInto:
+		if s.lead != wordInsert && s.lead != wordMerge {
+			s.effects |= Create
+		}
+	case wordCreate:
+		if s.lead == wordExplain {
+			s.effects |= Create
+		}
 	case wordExecute:
 		if s.lead == wordExplain || s.lead == wordCreate && s.prev == wordAs {
-			s.effects |= Prepare
+			s.effects |= Execute
 		}
 	case wordHold:
 		if s.lead == wordDeclare && s.prev == wordWith {
@@ -107,17 +134,35 @@ func (s *Scanner) follow(k word) {
 		}
 	case wordTo, wordPrepared, wordChain:
 		s.endingClause(k)
+	case wordSeed:
+		s.seedWord()
+	case wordUpdate:
+		s.updating = true
 	case wordUescape:
 		s.effects |= Unsure
 	}
 }
 
-// temp takes the word TEMP or TEMPORARY. In a list of columns, or as the target of INSERT, it is a name.
+// temp takes the word TEMP or TEMPORARY. In a list of columns, or as the target of INSERT, it is a name. In a CREATE at
+// the start of the statement it is up to tempTable.
 func (s *Scanner) temp() {
+	if s.step == stepTemp {
+		return
+	}
 	switch s.prev {
 	case wordCreate, wordReplace, wordLocal, wordGlobal, wordInto:
 		if s.lead != wordInsert && s.lead != wordMerge {
 			s.effects |= TempObject
+		}
+	}
+}
+
+// seedWord takes the word SEED, which is the name of a parameter directly behind SET, SET LOCAL or SET SESSION.
+func (s *Scanner) seedWord() {
+	switch s.prev {
+	case wordSet, wordLocal, wordSession:
+		if s.lead == wordSet {
+			s.effects |= Seed
 		}
 	}
 }
@@ -139,40 +184,113 @@ func (s *Scanner) endingClause(k word) {
 	}
 }
 
+// advance takes a word in a statement whose meaning hangs on the order of its words.
 func (s *Scanner) advance(k word) {
-	at := s.step
-	s.step = stepNone
-	switch at {
+	switch s.step {
 	case stepSet:
-		switch k {
-		case wordLocal, wordTransaction, wordConstraints:
-			s.step = stepScoped
-		default:
-			s.effects |= Setting
-		}
-	case stepPrepare:
-		if k == wordTransaction {
-			s.step = stepPrepared
-			s.verb = VerbPrepareTransaction
-		} else {
-			s.effects |= Prepare
-		}
-	case stepPrepared:
-		s.effects |= Prepare
-		s.verb = VerbOther
+		s.set(k)
+	case stepScoped:
+		s.step = stepNone
+	case stepPrepare, stepPrepared:
+		s.prepare(k)
+	case stepCreate:
+		s.create(k)
+	case stepTemp, stepTable, stepOn, stepCommit:
+		s.tempTable(k)
+	case stepRoutine, stepBodyTop, stepBody:
+		s.routine(k)
 	}
 }
 
-// nameOrArgument takes a name of interest, or any word while the arguments of set_config are followed. One set_config
-// within the arguments of another is too rare to be followed.
+func (s *Scanner) set(k word) {
+	switch k {
+	case wordLocal, wordTransaction, wordConstraints:
+		s.step = stepScoped
+	default:
+		s.step = stepNone
+		s.effects |= Setting
+	}
+}
+
+func (s *Scanner) prepare(k word) {
+	switch {
+	case s.step == stepPrepared:
+		s.step = stepNone
+		s.effects |= Prepare
+		s.verb = VerbOther
+	case k == wordTransaction:
+		s.step = stepPrepared
+		s.verb = VerbPrepareTransaction
+	default:
+		s.step = stepNone
+		s.effects |= Prepare
+	}
+}
+
+func (s *Scanner) create(k word) {
+	switch k {
+	case wordOr, wordReplace, wordLocal, wordGlobal:
+	case wordTemp:
+		s.step = stepTemp
+	case wordFunction, wordProcedure:
+		s.step = stepRoutine
+	default:
+		s.step = stepNone
+	}
+}
+
+// tempTable looks for ON COMMIT DROP in the head of a temporary table. Outside of parentheses and in front of AS nothing
+// else can be spelled like that: ON is reserved, and as part of a qualified name it is not followed by a word COMMIT.
+func (s *Scanner) tempTable(k word) {
+	switch {
+	case s.step == stepTemp && k == wordTable:
+		s.step = stepTable
+	case s.step == stepTemp, k == wordAs && s.depth == 0:
+		s.step = stepNone
+		s.effects |= TempObject
+	case k == wordOn && s.depth == 0:
+		s.step = stepOn
+	case s.step == stepOn && k == wordCommit && s.prev == wordOn:
+		s.step = stepCommit
+	case s.step == stepCommit && k == wordDrop && s.prev == wordCommit:
+		s.step = stepNone
+	default:
+		s.step = stepTable
+	}
+}
+
+// routine follows the body of a function or procedure, whose statements are no statements of the text. Its END directly
+// follows a semicolon or ATOMIC; none of its statements can begin with that word, and the END of a CASE cannot stand there.
+// A body that is thought to have ended too early only has the rest of its statements reported, too.
+func (s *Scanner) routine(k word) {
+	switch {
+	case s.step == stepRoutine:
+		if k == wordAtomic && s.prev == wordBegin && s.depth == 0 {
+			s.step = stepBodyTop
+		}
+	case s.step == stepBodyTop && k == wordEnd:
+		s.step = stepNone
+	default:
+		s.step = stepBody
+	}
+}
+
+// nameOrArgument takes a name of interest, or any word while the arguments of set_config are followed. That one set_config
+// is within the arguments of another is too rare for both to be followed: the outer one is given up.
 func (s *Scanner) nameOrArgument(k word) {
 	s.effects |= nameEffects[k]
+	if k == nameSettings && s.updating { // a rule turns an UPDATE of it into set_config
+		s.effects |= Setting
+	}
 	switch {
-	case k == nameSetConfig && s.cfg == cfgNone:
+	case k == nameSetConfig:
+		if s.cfg != cfgNone {
+			s.giveUpConfig()
+		}
 		s.cfg = cfgName
 	case s.cfg == cfgThird && k == wordTrue:
 		s.cfg = cfgTrue
-	case k == nameSetConfig || s.cfg == cfgName || s.cfg >= cfgThird:
+	case s.cfg == cfgName || s.cfg >= cfgThird:
 		s.giveUpConfig()
 	}
 }
@@ -182,7 +300,7 @@ func (s *Scanner) giveUpConfig() {
 	s.effects |= Setting
 }
 
-// token takes any token that is not a word, by its first byte, or each byte of an operator or number.
+// token takes any token that is not a word, by its first byte, or each byte of an operator.
 func (s *Scanner) token(c byte) {
 	s.open = true
 	s.prev = none
@@ -191,13 +309,24 @@ func (s *Scanner) token(c byte) {
 		s.depth++
 	case ')':
 		s.depth = max(s.depth-1, 0)
-	case '.':
-		if s.step == stepScoped {
-			s.effects |= Setting
-		}
+	}
+	if s.step != stepNone {
+		s.stepToken(c)
 	}
 	if s.cfg != cfgNone {
 		s.argument(c)
+	}
+}
+
+func (s *Scanner) stepToken(c byte) {
+	switch s.step {
+	case stepScoped:
+		s.step = stepNone
+		if c == '.' {
+			s.effects |= Setting
+		}
+	case stepBodyTop:
+		s.step = stepBody
 	}
 }
 
@@ -207,27 +336,52 @@ func (s *Scanner) argument(c byte) {
 	case s.cfg == cfgName && c == '(':
 		s.cfg = cfgFirst
 		s.cfgOpen = s.depth
+		s.cfgLen = 0
 	case s.cfg == cfgTrue && c == ')':
 		s.cfg = cfgNone
 	case s.cfg == cfgName, s.cfg >= cfgThird, s.depth < s.cfgOpen:
 		s.giveUpConfig()
 	case c == ',' && s.depth == s.cfgOpen:
+		if s.cfg == cfgFirst && int(s.cfgLen) == len(settingSeed) && equalFold(s.cfgText[:], settingSeed) {
+			s.effects |= Seed
+		}
 		s.cfg++
 	}
 }
 
-// semicolon ends the statement, unless it separates the actions of a rule.
+// literal takes a piece of what a string says, which may be the name that set_config is given.
+func (s *Scanner) literal(p []byte) {
+	if s.cfg == cfgFirst {
+		s.cfgLen += uint8(copy(s.cfgText[s.cfgLen:], p))
+	}
+}
+
+// escaped takes an escape sequence in a string, which may spell anything.
+func (s *Scanner) escaped() {
+	if s.cfg == cfgFirst {
+		s.effects |= Seed
+	}
+}
+
+// semicolon ends the statement, unless it separates the actions of a rule or is in the body of a function.
 func (s *Scanner) semicolon() {
-	if s.depth > 0 {
-		s.token(';')
+	body := s.step == stepBodyTop || s.step == stepBody
+	if s.depth == 0 && !body {
+		s.endStatement()
 		return
 	}
-	s.endStatement()
+	s.token(';')
+	if s.depth == 0 {
+		s.step = stepBodyTop
+	}
 }
 
 func (s *Scanner) endStatement() {
 	if s.cfg != cfgNone {
 		s.giveUpConfig()
+	}
+	if stepTemp <= s.step && s.step <= stepCommit {
+		s.effects |= TempObject
 	}
 	switch s.verb {
 	case VerbCommit, VerbRollback, VerbPrepareTransaction, VerbCommitPrepared, VerbRollbackPrepared:

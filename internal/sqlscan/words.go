@@ -11,9 +11,11 @@ const (
 
 	wordAbort
 	wordAs
+	wordAtomic
 	wordBegin
 	wordCall
 	wordChain
+	wordClose
 	wordCommit
 	wordConstraints
 	wordCreate
@@ -21,10 +23,12 @@ const (
 	wordDeclare
 	wordDiscard
 	wordDo
+	wordDrop
 	wordEnd
 	wordExecute
 	wordExplain
 	wordFor
+	wordFunction
 	wordGlobal
 	wordHold
 	wordInsert
@@ -34,32 +38,43 @@ const (
 	wordLocal
 	wordMerge
 	wordNo
+	wordOn
+	wordOr
 	wordPrepare
 	wordPrepared
+	wordProcedure
 	wordRelease
 	wordReplace
 	wordReset
 	wordRollback
 	wordSavepoint
+	wordSeed
+	wordSession
 	wordSet
 	wordStart
+	wordTable
 	wordTemp
 	wordTo
 	wordTransaction
 	wordTrue
 	wordUescape
 	wordUnlisten
+	wordUpdate
 	wordWith
 
 	// Names, from nameSetConfig on.
 
 	nameSetConfig
 	nameLimit // set_limit of pg_trgm sets a parameter
+	nameSettings
 	nameLock
+	nameTryLock
+	nameUnlock
 	nameSeed
 	nameSequence
 	nameForeign
 	nameView
+	namePid
 	nameTemp
 
 	wordCount
@@ -73,9 +88,11 @@ type entry struct {
 var vocabulary = [...]entry{
 	{"abort", wordAbort},
 	{"as", wordAs},
+	{"atomic", wordAtomic},
 	{"begin", wordBegin},
 	{"call", wordCall},
 	{"chain", wordChain},
+	{"close", wordClose},
 	{"commit", wordCommit},
 	{"constraints", wordConstraints},
 	{"create", wordCreate},
@@ -83,10 +100,12 @@ var vocabulary = [...]entry{
 	{"declare", wordDeclare},
 	{"discard", wordDiscard},
 	{"do", wordDo},
+	{"drop", wordDrop},
 	{"end", wordEnd},
 	{"execute", wordExecute},
 	{"explain", wordExplain},
 	{"for", wordFor},
+	{"function", wordFunction},
 	{"global", wordGlobal},
 	{"hold", wordHold},
 	{"insert", wordInsert},
@@ -96,15 +115,21 @@ var vocabulary = [...]entry{
 	{"local", wordLocal},
 	{"merge", wordMerge},
 	{"no", wordNo},
+	{"on", wordOn},
+	{"or", wordOr},
 	{"prepare", wordPrepare},
 	{"prepared", wordPrepared},
+	{"procedure", wordProcedure},
 	{"release", wordRelease},
 	{"replace", wordReplace},
 	{"reset", wordReset},
 	{"rollback", wordRollback},
 	{"savepoint", wordSavepoint},
+	{"seed", wordSeed},
+	{"session", wordSession},
 	{"set", wordSet},
 	{"start", wordStart},
+	{"table", wordTable},
 	{"temp", wordTemp},
 	{"temporary", wordTemp},
 	{"to", wordTo},
@@ -112,14 +137,19 @@ var vocabulary = [...]entry{
 	{"true", wordTrue},
 	{"uescape", wordUescape},
 	{"unlisten", wordUnlisten},
+	{"update", wordUpdate},
 	{"with", wordWith},
 
 	{"set_config", nameSetConfig},
 	{"set_limit", nameLimit},
+	{"pg_settings", nameSettings},
 	{"pg_advisory_lock", nameLock},
 	{"pg_advisory_lock_shared", nameLock},
-	{"pg_try_advisory_lock", nameLock},
-	{"pg_try_advisory_lock_shared", nameLock},
+	{"pg_try_advisory_lock", nameTryLock},
+	{"pg_try_advisory_lock_shared", nameTryLock},
+	{"pg_advisory_unlock", nameUnlock},
+	{"pg_advisory_unlock_shared", nameUnlock},
+	{"pg_advisory_unlock_all", nameUnlock},
 	{"setseed", nameSeed},
 	{"nextval", nameSequence},
 	{"setval", nameSequence},
@@ -136,6 +166,17 @@ var vocabulary = [...]entry{
 	{"pg_prepared_statement", nameView},
 	{"pg_cursors", nameView},
 	{"pg_cursor", nameView},
+	{"pg_terminate_backend", namePid},
+	{"pg_cancel_backend", namePid},
+	{"pg_blocking_pids", namePid},
+	{"pg_safe_snapshot_blocking_pids", namePid},
+	{"pg_isolation_test_session_is_blocked", namePid},
+	{"pg_log_backend_memory_contexts", namePid},
+	{"pg_stat_get_activity", namePid},
+	{"pg_stat_activity", namePid},
+	{"pg_stat_replication", namePid},
+	{"pg_stat_ssl", namePid},
+	{"pg_locks", namePid},
 	{"pg_temp", nameTemp},
 }
 
