@@ -1,6 +1,8 @@
 package pgmoor
 
 import (
+	"encoding/binary"
+
 	"github.com/pgmoor/pgmoor/internal/link"
 	"github.com/pgmoor/pgmoor/internal/sqlscan"
 	"github.com/pgmoor/pgmoor/internal/turn"
@@ -116,7 +118,7 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 		case wire.Close:
 			unnamed = isUnnamedStatement(msg)
 		}
-		if why := s.prime(typ, unnamed, first); why != stopNot {
+		if why := s.prime(msg, unnamed, first); why != stopNot {
 			return why
 		}
 		switch typ {
@@ -126,19 +128,46 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 				s.srv.unnamed = 0
 			}
 			s.risk = s.risk || s.turn.Status() == 'I'
-			s.text(msg[wire.HeaderLen:], l-wire.HeaderLen)
+			a, big := s.text(msg[wire.HeaderLen:], l-wire.HeaderLen, runsAtOnce)
+			if !big {
+				s.do(a)
+			}
+			if aboutPids(a.info) {
+				s.endsItself(msg)
+				s.translate(msg[wire.HeaderLen:], signals(msg))
+			}
 		case wire.Parse:
 			s.parse(msg, l, unnamed)
 		case wire.Bind:
+			if s.pidNames != nil && l == len(msg) {
+				if why := s.bindPids(msg, first); why != stopNot {
+					return why
+				}
+			}
 			s.bind(msg)
 		case wire.Execute:
 			s.risk = s.risk || s.portalRisk
+			for _, a := range s.portals {
+				s.do(a)
+			}
 		case wire.FunctionCall:
 			s.risk = s.risk || s.turn.Status() == 'I'
+			s.call(msg)
 		}
 	}
 	if typ == wire.Sync && s.turn.Status() == 'I' {
 		s.risk = true
+	}
+	if e := s.refusal; e != nil {
+		s.refusal = nil
+		if !first {
+			return stopPrime
+		}
+		if len(s.refusals) >= maxRefusals {
+			return stopTooMany
+		}
+		s.refuse(msg, e)
+		s.instead = len(msg)
 	}
 	if !s.turn.Sent(typ, unnamed) {
 		return stopTooMany
@@ -151,32 +180,66 @@ func isUnnamedStatement(msg []byte) bool {
 	return len(msg) == wire.HeaderLen+2 && msg[wire.HeaderLen] == 'S' && msg[wire.HeaderLen+1] == 0
 }
 
-// parse looks at a Parse.
+// parse looks at a Parse. Nothing has an effect yet; but that a named statement exists is one.
 func (s *Session) parse(msg []byte, l int, unnamed bool) {
 	body := msg[wire.HeaderLen:]
 	if !unnamed {
 		s.nameRisk = true
-		s.pinFor(EffectNamedStatement)
+		s.cand |= EffectNamedStatement
 		_, text, ok := wire.CString(body)
 		if !ok { // the end of the name is yet to come
-			s.pinFor(EffectUnclassified)
+			s.cand |= EffectUnclassified
 			return
 		}
-		s.text(text, l-len(msg)+len(text))
+		a, big := s.text(text, l-len(msg)+len(text), preparesNamed)
+		if !big {
+			s.remember(a)
+		}
+		if aboutPids(a.info) {
+			s.parsePids(msg)
+		}
 		return
 	}
+	s.queried = false // it would have dropped the one before
 	s.unnamedID = s.env.statementIDs.Add(1)
+	s.stmt = act{}
 	if l > len(msg) {
-		s.pinFor(EffectUnnamedStatement)
+		s.cand |= EffectUnnamedStatement
 		s.unnamed = nil
 	} else {
 		s.unnamed = append(s.unnamed[:0], msg...)
 	}
+	a, big := s.text(body[1:], l-len(msg)+len(body)-1, preparesUnnamed)
+	s.lexical = s.lexical || a.info != nil && a.info.Effects&sqlscan.Lexical != 0
+	if s.stmt = a; aboutPids(a.info) {
+		s.parsePids(msg)
+	}
+	s.stmtRisk = big || l > len(msg) || a.info != nil && a.info.Effects&mayCommit != 0
+}
+
+// remember takes what a named statement may do as done: the session is pinned as long as it has one.
+func (s *Session) remember(a act) {
+	if a.info == nil {
+		return
+	}
 	risk := s.risk
-	s.risk = false
-	s.text(body[1:], l-len(msg)+len(body)-1)
-	s.stmtRisk = s.risk || l > len(msg)
+	s.do(a)
 	s.risk = risk
+	s.stick(a.info)
+}
+
+// stick remembers which settings a statement with a name may change whenever it is run.
+func (s *Session) stick(in *sqlscan.Info) {
+	for _, r := range in.Settings {
+		switch {
+		case r.Param != 0 || len(s.sticky) >= maxTouched:
+			s.untell()
+		case s.sticky == nil:
+			s.sticky = map[string]touch{r.Name: touchSet}
+		default:
+			s.sticky[r.Name] |= touchSet
+		}
+	}
 }
 
 // bind looks at a Bind.
@@ -189,6 +252,24 @@ func (s *Session) bind(msg []byte) {
 		s.portalRisk = s.portalRisk || s.nameRisk
 	default:
 		s.portalRisk = s.portalRisk || s.stmtRisk
+		if in := s.stmt.info; in != nil {
+			s.touchBound(in, msg)
+			s.bindAct()
+		}
+	}
+}
+
+// maxPortals bounds how many acts of portals are kept apart.
+const maxPortals = 64
+
+// bindAct remembers what running a portal of the unnamed statement may do.
+func (s *Session) bindAct() {
+	switch n := len(s.portals); {
+	case n > 0 && s.portals[n-1] == s.stmt:
+	case n >= maxPortals:
+		s.do(s.stmt)
+	default:
+		s.portals = append(s.portals, s.stmt)
 	}
 }
 
@@ -196,10 +277,11 @@ func (s *Session) bind(msg []byte) {
 // connection's unnamed statement is the session's own: another session may have left one, and this session's may have
 // been made on another connection. It cannot wait for a message that uses the statement, because by then the server may
 // be ignoring everything up to Sync.
-func (s *Session) prime(typ byte, unnamed, first bool) stop {
+func (s *Session) prime(msg []byte, unnamed, first bool) stop {
 	if s.primed {
 		return stopNot
 	}
+	typ := msg[0]
 	switch typ {
 	case wire.Parse, wire.Bind, wire.Describe, wire.Execute, wire.Close:
 	default:
@@ -213,30 +295,97 @@ func (s *Session) prime(typ byte, unnamed, first bool) stop {
 	s.turn.InjectClose()
 	if s.turn.Unnamed() == turn.UnnamedLast && !s.queried && (typ != wire.Parse || !unnamed) {
 		s.prefix = append(s.prefix, s.unnamed...)
-		s.turn.InjectParse()
+		if aboutPids(s.stmt.info) {
+			s.translate(s.prefix[len(closeUnnamed)+wire.HeaderLen:], signals(s.unnamed))
+		}
+		apart := !usesUnnamed(msg)
+		if apart { // the batch must not begin with a snapshot that it would not have
+			s.prefix = append(s.prefix, wire.Sync, 0, 0, 0, 4)
+		}
+		s.turn.InjectParse(apart)
 	}
 	return stopNot
 }
 
+// usesUnnamed reports whether a message uses the unnamed statement.
+func usesUnnamed(msg []byte) bool {
+	body := msg[wire.HeaderLen:]
+	switch msg[0] {
+	case wire.Bind:
+		_, rest, ok := wire.CString(body)
+		return ok && len(rest) > 0 && rest[0] == 0
+	case wire.Describe:
+		return len(body) == 2 && body[0] == 'S' && body[1] == 0
+	}
+	return false
+}
+
 var closeUnnamed = []byte{wire.Close, 0, 0, 0, 6, 'S', 0}
 
-// text classifies the zero-terminated statement text at the start of b, the rest of a body of which n bytes are still to
-// be taken together with it.
-func (s *Session) text(b []byte, n int) {
+// textUse is what a message does with the statement text in it.
+type textUse byte
+
+const (
+	runsAtOnce textUse = iota
+	preparesUnnamed
+	preparesNamed
+)
+
+// text judges the zero-terminated statement text at the start of b, the rest of a body of which n bytes are still to
+// be taken together with it. Where they are more than are at hand, that happens when the last of them has come: big.
+func (s *Session) text(b []byte, n int, use textUse) (a act, big bool) {
 	if n > len(b) {
-		s.big = new(sqlscan.Scanner)
-		s.big.Reset(s.strings)
+		s.big = &bigText{ambiguous: s.ambiguous(), use: use}
+		s.big.scan.Reset(s.strings)
 		s.feedText(b, false)
-		return
+		return act{}, true
 	}
 	if t, _, ok := wire.CString(b); ok {
 		b = t
 	}
-	if s.opaque {
-		s.effect(sqlscan.Unsure)
-		return
+	in := unclassified
+	if !s.opaque && !(s.ambiguous() && dependsOnSettings(b)) {
+		in = s.env.texts.Inspect(b, s.strings)
 	}
-	s.effect(sqlscan.Classify(b, s.strings))
+	a, refuse := s.judge(in, b, len(b))
+	if refuse != nil {
+		s.refusal = refuse
+	}
+	return a, false
+}
+
+// unclassified is what is known of a text that cannot be read.
+var unclassified = &sqlscan.Info{Effects: sqlscan.Unsure, Statements: 1}
+
+// ambiguous reports whether what decides how texts are read may have been changed by a statement that has not been
+// answered yet.
+func (s *Session) ambiguous() bool {
+	return (s.lexical || s.allReset || s.candUntold) && s.turn.OwedToClient()
+}
+
+// dependsOnSettings reports whether a text may be read in more than one way.
+func dependsOnSettings(text []byte) bool {
+	for _, c := range text {
+		if c == '\\' || c >= 0x80 {
+			return true
+		}
+	}
+	return false
+}
+
+// call looks at a FunctionCall (PostgreSQL documentation, "Function Call"), which names its function by an oid: those of
+// large objects leave nothing behind, of all others nothing is known.
+func (s *Session) call(msg []byte) {
+	if len(msg) < wire.HeaderLen+4 || !largeObjects[binary.BigEndian.Uint32(msg[wire.HeaderLen:])] {
+		s.cand |= EffectUnclassified
+	}
+}
+
+// largeObjects are the functions of PostgreSQL's large object interface that libpq calls this way (pg_proc.dat), and two that leave nothing either.
+var largeObjects = map[uint32]bool{
+	715: true, 952: true, 953: true, 954: true, 955: true, 956: true, 957: true, 958: true, 964: true, 1004: true,
+	3170: true, 3171: true, 3172: true,
+	177: true, 1598: true, // int4pl, random
 }
 
 // hidesASCII reports whether characters of a client encoding may contain bytes of ASCII characters, so that only a
@@ -249,35 +398,55 @@ func hidesASCII(encoding string) bool {
 	return false
 }
 
-// feedText classifies a further piece of a large statement text.
+// bigText is a text larger than any buffer, while it passes.
+type bigText struct {
+	scan      sqlscan.Scanner
+	use       textUse
+	size      int
+	head      []byte // its beginning, for the policy
+	ambiguous bool
+}
+
+// bigHead is how much of a big text a policy can see.
+const bigHead = 512
+
+// feedText looks at a further piece of a big text.
 func (s *Session) feedText(b []byte, last bool) {
 	t, _, ends := wire.CString(b)
 	if ends {
 		b = t
 	}
-	s.big.Feed(b)
+	s.big.scan.Feed(b)
+	s.big.size += len(b)
+	s.big.head = append(s.big.head, b[:min(len(b), bigHead-len(s.big.head))]...)
 	if ends || last {
-		s.effect(s.big.Finish())
+		big := s.big
 		s.big = nil
+		s.bigRead(big)
 	}
 }
 
-// effect acts on what a statement's text may do.
-func (s *Session) effect(e sqlscan.Effect) {
-	if e == 0 {
-		return
+// bigRead acts on what a big text may do.
+func (s *Session) bigRead(big *bigText) {
+	e := big.scan.Finish()
+	if s.opaque || big.ambiguous {
+		e = sqlscan.Unsure
 	}
-	if e&mayCommit != 0 {
-		s.risk, s.stmtRisk = true, true
+	if e&(sqlscan.Setting|sqlscan.Discard) != 0 {
+		e |= sqlscan.Setting | sqlscan.UnknownSetting
 	}
-	if e&pinningScan != 0 {
-		s.pinFor(effectsOf(e))
-	}
-}
-
-// pinFor pins the session for those of the effects that the policy says, and those that are not up to it.
-func (s *Session) pinFor(e Effects) {
-	if e &^= s.pins; e != 0 {
-		s.pin(s.env.policy.Pin(s, e)&e | e&mandatory)
+	in := &sqlscan.Info{Effects: e, Verb: big.scan.Verb(), Statements: big.scan.Statements()}
+	a, refuse := s.judge(in, big.head, big.size)
+	switch {
+	case refuse != nil: // the server gets no end of it
+		s.axed, s.closing = true, refuse
+		s.srv.kill()
+		s.interrupt()
+	case big.use == runsAtOnce:
+		s.do(a)
+	case big.use == preparesNamed:
+		s.remember(a)
+	default:
+		s.stmt = a
 	}
 }

@@ -13,12 +13,15 @@ type budget struct {
 	limit int
 	// fair, while somebody has a claim, is the number of connections from which on a pool must give one up; else 0.
 	fair atomic.Int32
+	// starving is the number of pools that found no token since one was last given back.
+	starving atomic.Int32
 
 	mu       sync.Mutex // taken inside a pool's; takes none
 	used     int
 	yielding int // connections that were given up for claims and are not closed yet
 	pools    []*pool
 	claims   []*pool // oldest first
+	starved  map[*pool]struct{}
 }
 
 // take takes a token for p. Where it does not, p is woken when a token is given back.
@@ -32,10 +35,20 @@ func (b *budget) take(p *pool) bool {
 		b.mu.Unlock()
 		return true
 	}
+	if b.starved == nil {
+		b.starved = make(map[*pool]struct{})
+	}
+	b.starved[p] = struct{}{}
+	b.starving.Store(int32(len(b.starved)))
 	pools := slices.Clone(b.pools)
 	b.mu.Unlock()
 	if free > 0 || !b.evictFor(p, pools) { // what is free is spoken for
 		b.claim(p, pools)
+		for _, o := range pools { // their pinned sessions may not need to be
+			if o != p {
+				o.nudge()
+			}
+		}
 	}
 	return false
 }
@@ -91,6 +104,8 @@ func (b *budget) unclaim(p *pool) {
 }
 
 func (b *budget) unclaimLocked(p *pool) {
+	delete(b.starved, p)
+	b.starving.Store(int32(len(b.starved)))
 	if i := slices.Index(b.claims, p); i >= 0 {
 		b.claims = slices.Delete(b.claims, i, i+1)
 	}
@@ -100,10 +115,10 @@ func (b *budget) unclaimLocked(p *pool) {
 }
 
 // mustYield reports whether a pool with that many connections has to give up the one that has just come back; idle says
-// that nobody in the pool waits for it. Each claim costs one connection.
+// that nobody in the pool waits for it. Each claim costs one connection, and each pool that found no token one that is idle.
 func (b *budget) mustYield(p *pool, servers int, idle bool) bool {
 	f := b.fair.Load()
-	if f == 0 || !idle && servers < int(f) {
+	if (f == 0 || !idle && servers < int(f)) && !(idle && b.starving.Load() > 0) {
 		return false
 	}
 	b.mu.Lock()
@@ -111,6 +126,13 @@ func (b *budget) mustYield(p *pool, servers int, idle bool) bool {
 	others := len(b.claims)
 	if slices.Contains(b.claims, p) {
 		others--
+	}
+	if idle {
+		starved := len(b.starved)
+		if _, own := b.starved[p]; own {
+			starved--
+		}
+		others = max(others, starved)
 	}
 	if b.limit-b.used+b.yielding >= others {
 		return false
@@ -124,6 +146,8 @@ func (b *budget) give() {
 	b.mu.Lock()
 	b.used--
 	b.yielding = max(0, b.yielding-1)
+	clear(b.starved) // they try again
+	b.starving.Store(0)
 	pools := slices.Clone(b.pools)
 	b.mu.Unlock()
 	refill(pools)

@@ -25,6 +25,11 @@ func (p *Proxy) cancelRequest(pid uint32, key []byte) {
 func (s *Session) cancel() {
 	s.mu.Lock()
 	sc := s.srv
+	if sc != nil && s.turn.Injected() { // it must not hit the proxy's own query
+		s.cancelLater = s.turn.OwedToClient()
+		s.mu.Unlock()
+		return
+	}
 	if sc != nil && s.turn.Owed() {
 		s.pool.holdForCancel(sc)
 		s.mu.Unlock()
@@ -39,6 +44,27 @@ func (s *Session) cancel() {
 	if waiting {
 		s.interrupt()
 	}
+}
+
+// cancelNow carries out a cancel request that waited for the end of the proxy's own queries. It is called on the goroutine of
+// sc, which keeps the pool from being closed meanwhile.
+func (sc *server) cancelNow(s *Session) {
+	if s.turn.Injected() {
+		return
+	}
+	s.cancelLater = false
+	if !s.turn.OwedToClient() {
+		return
+	}
+	sc.pool.holdForCancel(sc)
+	sc.pool.wg.Add(1)
+	go sc.lateCancel()
+}
+
+// lateCancel is the goroutine of a cancel request that had to wait.
+func (sc *server) lateCancel() {
+	defer sc.pool.wg.Done()
+	sc.pool.env.cancelBackend(sc)
 }
 
 // cancelBackend sends a cancel request for what sc runs and waits until the server has dealt with it. The caller has called

@@ -25,6 +25,22 @@ const (
 	DefaultMaxHandshakes    = 1000
 	DefaultConnectTimeout   = 30 * time.Second
 	DefaultIdleTimeout      = 5 * time.Minute
+	DefaultUnpinInterval    = time.Second
+)
+
+// VerifyMode says when a server is asked what a session has left behind on it: one query, between transactions.
+type VerifyMode uint8
+
+const (
+	// VerifyPinned asks when a pin may have ended. It is the default.
+	VerifyPinned VerifyMode = iota
+	// VerifyNever does not ask: a pin whose end only the server knows lasts until the client disconnects.
+	VerifyNever
+	// VerifyListed asks also after every transaction with a statement that mentions one of Config.VerifyFunctions.
+	VerifyListed
+	// VerifyAlways asks also after every transaction of a session that is not pinned. It finds state that functions, DO
+	// blocks and triggers leave behind, at the price of a query for each transaction.
+	VerifyAlways
 )
 
 // Config says what a [Proxy] does. Only [Upstream].Hosts is required. [New] copies it; what it points to must not be
@@ -80,9 +96,25 @@ type Config struct {
 	// new connections wait in the listener's backlog. If zero, DefaultMaxHandshakes.
 	MaxHandshakes int
 
-	// Pinning decides which effects of a statement make a session keep its server connection. If nil,
-	// DefaultPinning.
+	// Pinning decides which effects of statements are carried from one server connection to another, which make
+	// a session keep its connection, which are shared with other clients, and which statements are refused. If nil,
+	// [DefaultPinning]; [StrictPinning] pins as RDS Proxy does.
 	Pinning PinningPolicy
+
+	// Verify says when a server is asked whether the reason of a pin is gone, and what state a session has left behind
+	// that its statements do not show. If zero, [VerifyPinned].
+	Verify VerifyMode
+
+	// VerifyFunctions are the names of functions and procedures that may leave state in the session; of a name with a
+	// schema only the last part counts. With [VerifyListed] the server is asked after every transaction that
+	// mentions one.
+	VerifyFunctions []string
+
+	// UnpinInterval is how long a pinned session keeps its server connection before the server is asked whether the
+	// reason is gone, if the session was active since it was last asked. It is asked at once where another client waits
+	// for a connection, or where a statement may have ended the reason. The time is looked at once a second. If
+	// zero, DefaultUnpinInterval; if negative, no time makes it asked.
+	UnpinInterval time.Duration
 
 	// Logger receives what an operator wants to know. If nil, slog.Default.
 	Logger *slog.Logger
@@ -152,6 +184,9 @@ func (c *Config) validate() error {
 			return fmt.Errorf("pgmoor: Config.%s must not be negative", f.name)
 		}
 	}
+	if c.Verify > VerifyAlways {
+		return fmt.Errorf("pgmoor: Config.Verify is %d, which is no VerifyMode", c.Verify)
+	}
 	return c.Upstream.validate()
 }
 
@@ -187,6 +222,10 @@ func (c *Config) maxHandshakes() int { return orDefault(c.MaxHandshakes, Default
 
 func (c *Config) borrowTimeout() time.Duration {
 	return orDefault(c.BorrowTimeout, DefaultBorrowTimeout)
+}
+
+func (c *Config) unpinInterval() time.Duration {
+	return orDefault(c.UnpinInterval, DefaultUnpinInterval)
 }
 
 func (c *Config) idleTimeout() time.Duration { return orDefault(c.IdleTimeout, DefaultIdleTimeout) }

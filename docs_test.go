@@ -31,17 +31,32 @@ func TestEffectsTableIsThatOfTheSource(t *testing.T) {
 	requirePart(t, "pinning.md", "effects", effectsTable(t, parse(t, "pinning.go")))
 }
 
+func TestVerifyModesTableIsThatOfTheSource(t *testing.T) {
+	requirePart(t, "pinning.md", "verify", typedTable(t, parse(t, "config.go"), "VerifyMode"))
+}
+
 func TestReadmeShowsCodeThatCompiles(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
-	require.NoError(t, err)
 	example, err := os.ReadFile("example_test.go")
 	require.NoError(t, err)
-	_, block, ok := strings.Cut(string(readme), "```go\n")
-	require.True(t, ok)
+	require.Contains(t, string(example), "func Example() {\n"+goBlock(t, "README.md")+"}\n")
+}
+
+func TestExampleOfAPolicyInTheDocsCompiles(t *testing.T) {
+	example, err := os.ReadFile("example_test.go")
+	require.NoError(t, err)
+	require.Contains(t, string(example), "func ExamplePinningPolicyFunc() {\n"+goBlock(t, "docs/pinning.md"))
+}
+
+// goBlock returns the first Go code of a document, as it stands in a function.
+func goBlock(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	_, block, ok := strings.Cut(string(text), "```go\n")
+	require.True(t, ok, path)
 	block, _, ok = strings.Cut(block, "```")
-	require.True(t, ok)
-	body := "func Example() {\n\t" + strings.ReplaceAll(strings.TrimSuffix(block, "\n"), "\n", "\n\t") + "\n}\n"
-	require.Contains(t, string(example), body)
+	require.True(t, ok, path)
+	return "\t" + strings.ReplaceAll(strings.TrimSuffix(block, "\n"), "\n", "\n\t") + "\n"
 }
 
 func TestReadmeNamesTheGoVersionOfTheModule(t *testing.T) {
@@ -104,9 +119,34 @@ func structTable(t *testing.T, f *ast.File, name string) string {
 	return b.String()
 }
 
+// docLink is a link to a name in a comment.
+var docLink = regexp.MustCompile(`\[([A-Z][\w.]*)\]`)
+
 // cell is a comment as a cell of a table.
 func cell(c *ast.CommentGroup) string {
-	return strings.ReplaceAll(strings.Join(strings.Fields(c.Text()), " "), "|", `\|`)
+	text := docLink.ReplaceAllString(strings.Join(strings.Fields(c.Text()), " "), "$1")
+	return strings.ReplaceAll(text, "|", `\|`)
+}
+
+// typedTable is a table of the constants of a type and what their comments say.
+func typedTable(t *testing.T, f *ast.File, name string) string {
+	t.Helper()
+	var b strings.Builder
+	typ := ""
+	for _, spec := range constants(f) {
+		switch {
+		case spec.Type != nil:
+			typ = types.ExprString(spec.Type)
+		case len(spec.Values) > 0: // without, it repeats the type of the one before
+			typ = ""
+		}
+		if typ == name {
+			id := spec.Names[0].Name
+			fmt.Fprintf(&b, "| `%s` | %s |\n", id, strings.TrimPrefix(cell(spec.Doc), id+" "))
+		}
+	}
+	require.NotEmpty(t, b.String(), name)
+	return "| mode | |\n|---|---|\n" + b.String()
 }
 
 // defaultsTable is a table of the constants that are Config's defaults and bounds.
@@ -115,7 +155,7 @@ func defaultsTable(f *ast.File) string {
 	b.WriteString("| constant | value |\n|---|---|\n")
 	for _, spec := range constants(f) {
 		for i, id := range spec.Names {
-			if id.IsExported() && i < len(spec.Values) {
+			if spec.Type == nil && id.IsExported() && i < len(spec.Values) {
 				fmt.Fprintf(&b, "| `%s` | `%s` |\n", id.Name, types.ExprString(spec.Values[i]))
 			}
 		}
@@ -136,34 +176,53 @@ func constants(f *ast.File) (specs []*ast.ValueSpec) {
 	return specs
 }
 
-// effectsTable is a table of the effects that pin: what they are, whether a policy has a say, and what becomes of the
-// server connection.
+// effectsTable is a table of the effects: what they are, what becomes of them by default and by a policy, and what ends
+// a pin.
 func effectsTable(t *testing.T, f *ast.File) string {
 	t.Helper()
 	specs := constants(f)
-	mandatory, unresettable := members(specs, "mandatory"), members(specs, "unresettable")
-	require.NotEmpty(t, mandatory)
-	require.NotEmpty(t, unresettable)
+	sets := map[string]map[string]bool{}
+	for _, name := range []string{"carried", "verifiable", "discarded", "unresettable", "mandatory"} {
+		sets[name] = members(specs, name)
+		require.NotEmpty(t, sets[name], name)
+	}
 	var b strings.Builder
-	b.WriteString("| reason | constant | what pins | a policy may share it | the server connection afterwards |\n|---|---|---|---|---|\n")
+	b.WriteString("| reason | constant | for | by default | a policy may share it | the pin ends | the server connection is then |\n|---|---|---|---|---|---|---|\n")
 	e := pgmoor.EffectSetting
 	for _, s := range specs {
 		name := s.Names[0].Name
 		if !strings.HasPrefix(name, "Effect") {
 			continue
 		}
-		may, then := "yes", "reset"
-		if mandatory[name] {
-			may = "no"
-		}
-		if unresettable[name] {
-			then = "closed"
-		}
-		fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s | %s |\n", e, name, cell(s.Comment), may, then)
+		is := func(set string) bool { return sets[set][name] }
+		fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s | %s | %s | %s |\n", e, name, cell(s.Comment),
+			choose(is("carried"), "carried", "pinned"), choose(is("mandatory"), "no", "yes"), pinEnds(is), choose(is("unresettable"), "closed", "reset"))
 		e <<= 1
 	}
 	require.Empty(t, e.String(), "the constants and the names of the effects differ in number")
 	return b.String()
+}
+
+// pinEnds says when a pin for an effect ends, of which is tells in which sets it is.
+func pinEnds(is func(set string) bool) string {
+	switch {
+	case is("unresettable"):
+		return "disconnect"
+	case is("verifiable") && is("discarded"):
+		return "verified, `DISCARD ALL`"
+	case is("verifiable"):
+		return "verified"
+	case is("discarded"):
+		return "`DISCARD ALL`"
+	}
+	return "disconnect"
+}
+
+func choose(c bool, yes, no string) string {
+	if c {
+		return yes
+	}
+	return no
 }
 
 // members returns the names that the constant's value is made of.

@@ -135,13 +135,18 @@ func ExampleProxy_Accept() {
 	}
 }
 
-// Where all clients of a database set the same parameters, their SET need not cost server connections.
+// A policy of one's own: nobody of the web application may keep a server connection for a temporary table, and its
+// sequences are used by nextval alone, so that they need not pin.
 func ExamplePinningPolicyFunc() {
-	policy := pgmoor.PinningPolicyFunc(func(s *pgmoor.Session, effects pgmoor.Effects) pgmoor.Effects {
-		if s.Client().Database() == "reports" {
-			effects &^= pgmoor.EffectSetting
+	policy := pgmoor.PinningPolicyFunc(func(s *pgmoor.Session, st *pgmoor.Statement) pgmoor.Decision {
+		d := pgmoor.DefaultPinning{}.Decide(s, st)
+		if s.Client().User() == "web" {
+			d.Share |= pgmoor.EffectSequence
+			if st.Effects&pgmoor.EffectTempObject != 0 {
+				d.Refuse = &pgmoor.Error{Code: "0A000", Message: "temporary tables are not for the web", Hint: "Use ON COMMIT DROP."}
+			}
 		}
-		return effects
+		return d
 	})
 	_ = pgmoor.Config{
 		Upstream: pgmoor.Upstream{Hosts: []string{"127.0.0.1:5432"}},

@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,6 +66,8 @@ func newRig(t testing.TB, cfg pgmoor.Config, server *fake) *rig {
 //	fail                                   an error
 //	die, terminate, half                   closes the connection: in silence, with 57P01, inside of a DataRow
 //	drift                                  a ParameterStatus that nobody asked for
+//	SELECT pg_catalog.current_setting(…)   1
+//	SELECT 't', …                          the question for what is left in the session: a row for each letter of left
 //
 // and everything else by its own text.
 type fake struct {
@@ -74,6 +78,8 @@ type fake struct {
 	onCancel func(pid uint32)
 	// refuse, if it returns a message, refuses a login.
 	refuse func(params map[string]string) *pgproto3.ErrorResponse
+	// left are the kinds of what is left in every session.
+	left atomic.Value
 	// slow is how long a login takes.
 	slow time.Duration
 
@@ -305,6 +311,14 @@ func (b *backend) run(sql string) []pgproto3.BackendMessage {
 	case "sleep", "hang":
 		if !b.sleep(arg) {
 			return b.fail("57014", "canceling statement due to user request")
+		}
+	case "SELECT":
+		if left, _ := b.fake.left.Load().(string); strings.HasPrefix(arg, "'t'") {
+			for _, kind := range left {
+				out = append(out, &pgproto3.DataRow{Values: [][]byte{[]byte(string(kind)), nil, nil}})
+			}
+		} else if n := strings.Count(sql, "pg_catalog.current_setting("); n > 0 { // every setting is 1
+			out = append(out, &pgproto3.DataRow{Values: slices.Repeat([][]byte{[]byte("1")}, n)})
 		}
 	case "fail":
 		return b.fail("42601", "as you wish")

@@ -301,7 +301,7 @@ func TestASessionEndsWithTheContextOfItsServe(t *testing.T) {
 
 func TestAPanicEndsOneSessionOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		cfg := pgmoor.Config{MaxConnections: 2, Pinning: pgmoor.PinningPolicyFunc(func(*pgmoor.Session, pgmoor.Effects) pgmoor.Effects {
+		cfg := pgmoor.Config{MaxConnections: 2, Pinning: pgmoor.PinningPolicyFunc(func(*pgmoor.Session, *pgmoor.Statement) pgmoor.Decision {
 			panic("no policy today")
 		})}
 		r := newRig(t, cfg, new(fake))

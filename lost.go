@@ -19,6 +19,7 @@ func (s *Session) serverLost(sc *server) {
 		return
 	}
 	partial := sc.body > 0 // in the middle of a message: nothing can be said any more
+	unsure := s.unsureLocked(sc)
 	l := s.lossLocked(sc)
 	s.dropLocked(sc)
 	s.finish, s.finishing, s.writing, s.big = false, false, false, nil
@@ -26,10 +27,14 @@ func (s *Session) serverLost(sc *server) {
 	switch {
 	case partial || sc.fatal:
 		s.axed, s.closing = true, nil
+	case s.isTargeted(): // the server's last words may have been lost
+		s.axed, s.closing = true, errShutdown
 	case s.ending:
 		s.axed, s.closing = true, s.endWith
 	case s.pins != 0:
-		s.axed, s.closing = true, lostPinned(s.pinned.name())
+		s.axed, s.closing = true, lostPinned(s.pinned)
+	case unsure:
+		s.axed, s.closing = true, lostPinned(EffectSetting.String())
 	default:
 		s.lostErr = l
 	}
@@ -39,6 +44,16 @@ func (s *Session) serverLost(sc *server) {
 	s.interrupt()
 }
 
+// unsureLocked reports whether a setting may have been made, for good, whose value was not read back yet.
+func (s *Session) unsureLocked(sc *server) bool {
+	touched := (len(s.dirty) > 0 || s.allReset && s.set != settings{}) && (s.turn.Status() == 'I' || s.risk)
+	for _, o := range sc.own {
+		touched = touched || len(o.dirty) > 0
+	}
+	s.dirty, s.allReset = nil, false
+	return touched && sc.setUpErr == nil
+}
+
 // lossLocked says what the loss of sc means (architecture, invariant 6) and forgets what was owed.
 func (s *Session) lossLocked(sc *server) *lostErr {
 	l := &lostErr{body: s.body, skip: s.turn.Skipping() && s.turn.Ready() == 0}
@@ -46,6 +61,8 @@ func (s *Session) lossLocked(sc *server) *lostErr {
 	l.ready, l.cut = s.turn.Abandon()
 	l.block = status != 'I'
 	switch {
+	case sc.setUpErr != nil: // nothing was run
+		l.err, l.block = sc.setUpErr, false
 	case risk && (l.ready > 0 || l.cut):
 		l.err = errLostUnknown
 		l.block = false
@@ -57,6 +74,11 @@ func (s *Session) lossLocked(sc *server) *lostErr {
 		l.err = errLost
 	}
 	s.risk, s.portalRisk = false, false
+	s.lexical, s.candUntold, s.discards, s.going, s.unmoor, s.unmooring = false, false, false, 0, false, false
+	s.strings = s.expected(sc, settingStrings) != "off"
+	s.opaque = hidesASCII(s.expected(sc, settingEncoding))
+	s.cand, s.doubtful, s.mayUnpin, s.ends, s.failed, s.rolledBack, s.portals = 0, false, false, 0, false, false, nil
+	sc.own, sc.ask, s.refusals, s.cancelLater, s.asksLater = nil, nil, nil, false, false
 	return l
 }
 

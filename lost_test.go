@@ -129,7 +129,7 @@ func TestAPinnedClientIsEndedWithItsServer(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := newRig(t, pgmoor.Config{MaxConnections: 2}, new(fake))
 				c, other := r.connect(t, "u"), r.connect(t, "u")
-				c.ok("SET a = 1")
+				c.ok("LISTEN a")
 				switch when {
 				case "busy":
 					c.ask("sleep 1h")
@@ -142,7 +142,7 @@ func TestAPinnedClientIsEndedWithItsServer(t *testing.T) {
 				require.Zero(t, got.status)
 				require.Equal(t, "57P01", got.code())
 				require.Equal(t, "FATAL", got.err.Severity)
-				require.Contains(t, got.err.Detail, "setting")
+				require.Contains(t, got.err.Detail, "listen")
 				other.ok("SELECT 1")
 				synctest.Wait()
 				require.Equal(t, 1, r.Stats().Clients)
@@ -216,7 +216,8 @@ func TestLossesOfARealServerAreSurvived(t *testing.T) {
 			idle, txn, pinned, busy := over(t, p), over(t, p), over(t, p), over(t, p)
 			idle.ok("SELECT 1")
 			txn.ok("BEGIN", "CREATE TABLE lost (i int)")
-			pinned.ok("SET application_name = 'x'")
+			pinned.ok("LISTEN x")
+			idle.ok("SET work_mem = '5MB'")
 			busy.ask("SELECT pg_sleep(100)")
 			require.Eventually(t, func() bool {
 				return c.Exec(t, "SELECT count(*) FROM pg_stat_activity WHERE query ~ 'pg_sleep' AND pid <> pg_backend_pid()")[0][0] == "1"
@@ -226,7 +227,7 @@ func TestLossesOfARealServerAreSurvived(t *testing.T) {
 			require.Equal(t, "40001", txn.query("SELECT 1").code())
 			txn.staysFailed()
 			pinned.ended("57P01")
-			idle.ok("SELECT 1")
+			require.Equal(t, "5MB", idle.ok("SHOW work_mem"))
 			busy.ok("SELECT 1")
 			require.Equal(t, "42P01", txn.query("SELECT * FROM lost").code())
 

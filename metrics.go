@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// Stats is a snapshot of what a Proxy does and has done. Counters start at zero with the Proxy.
+// Stats is a snapshot of what a [Proxy] does and has done, as [Proxy.Stats] returns it. Counters start at zero with the
+// Proxy.
 type Stats struct {
 	Clients     int // clients that are logged in
 	Handshaking int // clients that are logging in, also those that wait for a first server connection
@@ -16,12 +17,22 @@ type Stats struct {
 	Servers     int // pooled server connections, open or being opened
 	ServersIdle int // of those, how many nobody uses
 	Pinned      int // clients that keep their server connection
-	// PinnedBy counts the pinned clients by the first reason for which each was pinned.
+	// PinnedBy counts the pinned clients by the first reason for which each was pinned: the name of one of [Effects],
+	// "requested" for SET pgmoor.pin, or a policy's [Decision].Reason. Of reasons only 64 are counted apart, the
+	// rest as "policy".
 	PinnedBy map[string]int
-	// PinsTotal counts by reason how often a client was pinned.
+	// PinsTotal counts by reason how often a client was pinned, once for each time from multiplexed to multiplexed again.
 	PinsTotal map[string]int64
 
-	Transactions   int64 // times that a server connection was given back by a client
+	// Unpins counts how often a pin ended, also because its client left.
+	Unpins int64
+	// SettingsMoved counts how often a server connection was brought into the settings of a session that it did not
+	// have already.
+	SettingsMoved int64
+	// Verifications counts how often a server was asked what a session has left behind (see [VerifyMode]).
+	Verifications int64
+
+	Transactions   int64 // times that a server connection was given back by a client, by a pinned one when its pin had ended
 	ClientsTotal   int64 // clients that ever logged in
 	ServersOpened  int64
 	ServersClosed  int64
@@ -36,4 +47,5 @@ type counters struct {
 	clients, servers, serversClosed       atomic.Int64
 	borrowTimeouts, cancels               atomic.Int64
 	loginFailures, openFailures, recycled atomic.Int64
+	setUps, verifications                 atomic.Int64
 }

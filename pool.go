@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -22,12 +21,6 @@ type poolKey struct {
 
 // puddleCeiling is puddle's own limit, which cannot be changed and is never reached: the live limit is the budget's.
 const puddleCeiling = 1 << 16
-
-// Back-off between failed logins.
-const (
-	minBackoff = 50 * time.Millisecond
-	maxBackoff = 2 * time.Second
-)
 
 // pool lends the server connections of one key. Puddle holds the inventory: it creates, destroys and counts. The pool
 // holds every connection, Acquired in puddle's eyes, and chooses who gets which: waiters are served strictly in the
@@ -60,14 +53,12 @@ type pool struct {
 	failing bool         // the latest login to the server failed
 	backoff time.Duration
 	retryAt time.Time
-	refs    int // sessions
+	askedAt time.Time // when pinned sessions were last asked about because others wait
+	asksAt  time.Time // when they are to be
+	refs    int       // sessions
 	lent    int64
 	closed  bool
 }
-
-type openerKey struct{}
-
-var errNotOpener = errors.New("pgmoor: only the opener may construct")
 
 func newPool(key poolKey, up *upstream, e *env, b *budget) (*pool, error) {
 	p := &pool{key: key, up: up, env: e, budget: b, wake: make(chan struct{}, 1), open: make(map[*server]struct{})}
@@ -85,18 +76,6 @@ func newPool(key poolKey, up *upstream, e *env, b *budget) (*pool, error) {
 	return p, nil
 }
 
-// construct is puddle's constructor. It refuses everyone but the opener: puddle alone would dial once for each waiter.
-func (p *pool) construct(ctx context.Context) (*server, error) {
-	if ctx.Value(openerKey{}) != p {
-		return nil, errNotOpener
-	}
-	li, err := p.up.open(p.ctx, &p.key)
-	if err != nil {
-		return nil, err
-	}
-	return newServer(li, p), nil
-}
-
 // borrow lends s an idle server connection, or puts s in the queue and returns nil. The caller holds s.mu.
 func (p *pool) borrow(s *Session) *server {
 	for {
@@ -111,11 +90,7 @@ func (p *pool) borrow(s *Session) *server {
 func (p *pool) take(s *Session) *server {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if n := len(p.idle); n > 0 {
-		i := n - 1
-		if p.env.rotate {
-			i = 0
-		}
+	if i := p.pickLocked(s.set); i >= 0 {
 		sc := p.idle[i]
 		p.idle = append(p.idle[:i], p.idle[i+1:]...)
 		sc.lendLocked()
@@ -123,6 +98,24 @@ func (p *pool) take(s *Session) *server {
 	}
 	p.enqueueLocked(s)
 	return nil
+}
+
+// maxPicked is among how many idle connections one with the right settings is looked for.
+const maxPicked = 64
+
+// pickLocked returns which idle connection is lent next, -1 if there is none: the one of those used last that has the
+// settings, or else the last.
+func (p *pool) pickLocked(set settings) int {
+	last := len(p.idle) - 1
+	if p.env.rotate {
+		return min(last, 0)
+	}
+	for i := last; i >= 0 && i > last-maxPicked; i-- {
+		if p.idle[i].set == set {
+			return i
+		}
+	}
+	return last
 }
 
 // enqueue puts s at the end of the queue.
@@ -142,7 +135,7 @@ func (p *pool) enqueueLocked(s *Session) {
 	}
 	p.last = s
 	p.waiting++
-	if !p.armed || p.wantsLocked() > 0 {
+	if !p.armed || p.wantsLocked() > 0 || p.env.pinnedNow.Load() > 0 {
 		p.nudge()
 	}
 }
@@ -301,18 +294,6 @@ func (p *pool) evict() bool {
 	return true
 }
 
-// wantsLocked returns how many more logins should be under way.
-func (p *pool) wantsLocked() int {
-	if p.starved {
-		return 0
-	}
-	want := p.waiting
-	if p.welcome == nil && len(p.logins) > 0 {
-		want = max(want, 1)
-	}
-	return min(want-p.opening, p.env.cfg.maxOpening()-p.opening)
-}
-
 // keep is the pool's keeper: it starts openers, ends waits that took too long, and retires idle connections.
 func (p *pool) keep() {
 	defer p.wg.Done()
@@ -326,6 +307,7 @@ func (p *pool) keep() {
 		case <-timer.C:
 		}
 		p.openMore()
+		p.reconsiderPinned()
 		p.retireIdle()
 		if d := p.expire(); d >= 0 {
 			timer.Reset(d)
@@ -333,111 +315,34 @@ func (p *pool) keep() {
 	}
 }
 
-// openMore starts as many openers as are wanted, unless the last login failed a moment ago.
-func (p *pool) openMore() {
-	if sated := p.startOpeners(); sated {
-		p.budget.unclaim(p)
-	}
-}
-
-// startOpeners reports whether the pool wants nothing more than it has.
-func (p *pool) startOpeners() (sated bool) {
+// hungry reports whether somebody waits for a server connection.
+func (p *pool) hungry() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || p.env.now().Before(p.retryAt) {
-		return false
-	}
-	n := p.wantsLocked()
-	sated = n <= 0 && p.opening == 0 && !p.starved
-	for ; n > 0; n-- {
-		p.opening++
-		p.wg.Add(1)
-		go p.opener()
-	}
-	return sated
+	return p.waiting > 0 || p.budget.starving.Load() > 0
 }
 
-// opener logs in once and hands the connection to whoever waits longest.
-func (p *pool) opener() {
-	defer p.wg.Done()
-	if !p.mayDial() {
+// reconsiderPinned asks, while somebody waits, whether those that keep a server connection still need it.
+func (p *pool) reconsiderPinned() {
+	if !p.hungry() || p.env.pinnedNow.Load() == 0 {
 		return
 	}
-	res, err := p.inv.Acquire(p.ctx)
-	if err != nil {
-		p.budget.give()
-		p.openFailed(err)
+	p.mu.Lock()
+	now := p.env.now()
+	p.asksAt = time.Time{}
+	if next := p.askedAt.Add(hungryInterval); next.After(now) {
+		p.asksAt = next
+		p.mu.Unlock()
 		return
 	}
-	p.opened(res)
-}
-
-// mayDial takes a token of the budget, or leaves the pool starved until one is given back.
-func (p *pool) mayDial() bool {
-	p.mu.Lock()
-	p.starved = true // before the budget is asked: a token given back from here on wakes us
+	p.askedAt = now
+	all := slices.Collect(maps.Keys(p.open))
 	p.mu.Unlock()
-	ok := p.budget.take(p)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if ok {
-		p.starved = false
-		p.dialing++
-		return true
-	}
-	p.opening--
-	if !p.starved {
-		p.nudge()
-	}
-	return false
-}
-
-func (p *pool) opened(res *puddle.Resource[*server]) {
-	sc := res.Value()
-	p.mu.Lock()
-	sc.res = res
-	p.opening--
-	p.dialing--
-	p.servers++
-	p.open[sc] = struct{}{}
-	p.backoff, p.retryAt, p.failing = 0, time.Time{}, false
-	p.welcome = sc.welcome
-	p.wg.Add(1)
-	p.mu.Unlock()
-	p.env.count.servers.Add(1)
-	go sc.serve()
-	p.giveBack(sc, nil)
-	p.mu.Lock()
-	p.tellLoginsLocked(nil) // now that their requests will find sc
-	p.mu.Unlock()
-	p.nudge() // more may be wanted
-}
-
-func (p *pool) openFailed(err error) {
-	if p.ctx.Err() != nil {
-		err = ErrProxyClosed
-	} else {
-		p.noteFailure(err)
-	}
-	p.mu.Lock()
-	p.failing = true
-	p.opening--
-	p.dialing--
-	p.backoff = min(max(2*p.backoff, minBackoff), maxBackoff)
-	p.retryAt = p.env.now().Add(p.backoff/2 + rand.N(p.backoff))
-	var refused []*Session
-	if isPermanent(err) || p.closed {
-		p.tellLoginsLocked(err)
-		for p.servers == 0 && p.first != nil {
-			refused = append(refused, p.first)
-			p.forgetLocked(p.first)
+	for _, sc := range all {
+		if s := sc.sess.Load(); s != nil && s.pinsView.Load() != 0 {
+			s.reconsider()
 		}
 	}
-	p.mu.Unlock()
-	for _, s := range refused {
-		s.waitFailed(asError(err))
-	}
-	p.nudge()
 }
 
 // noteFailure counts and logs a login to the server that failed. What the server has against a user or a database is the
@@ -454,57 +359,6 @@ func (p *pool) noteFailure(err error) {
 		attrs = append(attrs, slog.String("hint", open.hint))
 	}
 	p.env.log.Log(p.ctx, level, "pgmoor: login to the server failed", attrs...)
-}
-
-func (p *pool) tellLoginsLocked(err error) {
-	for _, c := range p.logins {
-		c <- err
-	}
-	p.logins = nil
-}
-
-// known returns the ParameterStatus messages of the latest login; nil before the first.
-func (p *pool) known() []byte {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.welcome
-}
-
-// statuses returns the ParameterStatus messages for a client that logs in. The first client of a pool waits until
-// the server has let somebody in with these parameters, and gets the server's error where it does not.
-func (p *pool) statuses(ctx context.Context) ([]byte, error) {
-	p.mu.Lock()
-	if p.welcome != nil {
-		defer p.mu.Unlock()
-		return p.welcome, nil
-	}
-	c := make(chan error, 1)
-	p.logins = append(p.logins, c)
-	since := p.env.now()
-	p.nudge()
-	p.mu.Unlock()
-	var err error
-	select {
-	case err = <-c:
-	case <-ctx.Done():
-		if err = context.Cause(ctx); errors.Is(err, context.Canceled) {
-			err = ErrProxyClosed
-		}
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err != nil {
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = &Error{Code: codeConnectionException, Message: timedOut, Hint: p.waitHintLocked(since, len(p.logins)-1+p.waiting)}
-		}
-		for i, o := range p.logins {
-			if o == c {
-				p.logins = append(p.logins[:i], p.logins[i+1:]...)
-				break
-			}
-		}
-	}
-	return p.welcome, err
 }
 
 // expire ends the waits that took longer than the borrow timeout, and returns how long the keeper may sleep; negative
@@ -543,6 +397,9 @@ func (p *pool) sleepLocked(now time.Time, limit time.Duration) time.Duration {
 	p.armed = p.first != nil
 	if p.armed {
 		sooner(p.first.queuedAt.Add(limit).Sub(now))
+	}
+	if p.asksAt.After(now) {
+		sooner(p.asksAt.Sub(now))
 	}
 	if p.retryAt.After(now) {
 		sooner(p.retryAt.Sub(now))

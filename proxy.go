@@ -3,7 +3,6 @@ package pgmoor
 import (
 	"context"
 	"crypto/tls"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,9 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/pgmoor/pgmoor/internal/link"
 	"github.com/pgmoor/pgmoor/internal/memconn"
-	"github.com/pgmoor/pgmoor/internal/wire"
+	"github.com/pgmoor/pgmoor/internal/sqlscan"
 )
 
 // timedOut is RDS Proxy's text for a borrow that took too long.
@@ -26,6 +24,9 @@ const noneIdle = "no server connection is idle"
 
 // firstPid is where the process ids of cancel keys begin: no PostgreSQL backend has one as great.
 const firstPid = 1 << 22
+
+// cachedTexts is how many statement texts are remembered with what they may do.
+const cachedTexts = 2048
 
 // sweepInterval is how often recently active clients are looked at for an end of stream that came unnoticed, and pools
 // without clients are closed.
@@ -68,22 +69,25 @@ var _ net.Listener = (*Proxy)(nil)
 
 // env is what sessions and pools share.
 type env struct {
-	cfg    *Config
-	up     *upstream
-	log    *slog.Logger
-	policy PinningPolicy
-	rotate bool
-	count  counters
+	cfg       *Config
+	up        *upstream
+	log       *slog.Logger
+	policy    PinningPolicy
+	rotate    bool
+	count     counters
+	pinnedNow atomic.Int32   // sessions that are pinned
+	backends  sync.Map       // process ids of server connections to *server
+	texts     *sqlscan.Cache // what is known of statement texts
 
 	ids, statementIDs atomic.Uint64
 
-	mu        sync.Mutex
-	byPid     map[uint32]*Session
-	lastPid   uint32
-	empty     chan struct{} // closed when no session is left; nil until someone asks
-	closed    atomic.Bool   // by Close: nothing is worth waiting for any more
-	pinnedNow [numEffects]int
-	pinsTotal [numEffects]int64
+	mu      sync.Mutex
+	byPid   map[uint32]*Session
+	lastPid uint32
+	unpins  int64
+	empty   chan struct{}       // closed when no session is left; nil until someone asks
+	closed  atomic.Bool         // by Close: nothing is worth waiting for any more
+	pins    map[string]pinCount // by reason
 }
 
 func (e *env) now() time.Time { return time.Now() }
@@ -108,7 +112,8 @@ func New(l net.Listener, cfg Config) (*Proxy, error) {
 	}
 	p.env = &env{
 		cfg: &p.cfg, up: up, log: cfg.logger(), policy: cfg.pinning(), rotate: cfg.rotate,
-		byPid: make(map[uint32]*Session), lastPid: firstPid,
+		byPid: make(map[uint32]*Session), lastPid: firstPid, pins: make(map[string]pinCount),
+		texts: sqlscan.NewCache(cachedTexts, cfg.VerifyFunctions...),
 	}
 	if p.auth == nil {
 		p.auth = AuthenticatorFunc(refuseAll)
@@ -287,72 +292,6 @@ func (p *Proxy) DialContext(ctx context.Context, _, _ string) (net.Conn, error) 
 	return client, nil
 }
 
-// welcome is the goroutine of a handshake.
-func (p *Proxy) welcome(conn net.Conn, local bool) {
-	defer p.wg.Done()
-	c := &Client{conn: conn, local: local, leaveSlot: func() {}}
-	if !local {
-		c.leaveSlot = sync.OnceFunc(func() { <-p.slots })
-	}
-	defer c.leaveSlot()
-	if !p.shake(conn) {
-		_ = conn.Close()
-		return
-	}
-	s, err := p.login(c)
-	p.unshake(conn)
-	if err != nil {
-		p.refused(c, err)
-		return
-	}
-	select {
-	case p.ready <- s:
-	case <-p.full:
-		_ = s.finishNow()
-	case <-p.done:
-		_ = s.finishNow()
-	}
-}
-
-// shake remembers a connection so that Close can end its handshake.
-func (p *Proxy) shake(conn net.Conn) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return false
-	}
-	p.shaking[conn] = struct{}{}
-	return true
-}
-
-func (p *Proxy) unshake(conn net.Conn) {
-	p.mu.Lock()
-	delete(p.shaking, conn)
-	p.mu.Unlock()
-}
-
-// refused tells a client why it does not get in, and closes its connection.
-func (p *Proxy) refused(c *Client, err error) {
-	defer c.conn.Close()
-	if errors.Is(err, errCancelDone) {
-		return
-	}
-	p.noteRefusal(c, err)
-	var ne net.Error
-	var open *openError
-	ours := !isOwn(err) && !errors.As(err, &open) && errors.As(err, &ne) // an error of this connection, not of another
-	if ours && !ne.Timeout() || c.user == "" && !isOwn(err) {
-		return // it is broken, or nothing was heard on it
-	}
-	e := new(Error)
-	*e = *asError(err) // an Authenticator's may be shared
-	if ours {
-		e = fatalf(codeQueryCanceled, "canceling authentication due to timeout")
-	}
-	e.Severity = "FATAL"
-	c.fail(e)
-}
-
 // noteRefusal counts and logs a client that does not get in. One that hung up, such as a port scanner or psql before it
 // asks its user for a password, is not refused; and what a server said was logged when it said it.
 func (p *Proxy) noteRefusal(c *Client, err error) {
@@ -382,56 +321,6 @@ func isTimeout(err error) bool {
 	return errors.As(err, &ne) && ne.Timeout()
 }
 
-func isOwn(err error) bool {
-	var e *Error
-	return errors.As(err, &e)
-}
-
-// login takes a connection through everything up to its first ReadyForQuery: encryption, startup packet, authentication,
-// and a look at the server.
-func (p *Proxy) login(c *Client) (*Session, error) {
-	limit := p.cfg.handshakeTimeout()
-	ctx, cancel := context.WithTimeout(p.ctx, limit)
-	defer cancel()
-	if err := c.conn.SetDeadline(time.Now().Add(limit)); err != nil {
-		return nil, err
-	}
-	if p.ctx.Err() != nil { // Close has set its deadline already, and we ours over it
-		return nil, ErrProxyClosed
-	}
-	if err := c.negotiate(ctx, startupConfig{tls: p.tls, cancel: p.cancelRequest}); err != nil {
-		return nil, err
-	}
-	out := c.answerVersion(nil)
-	if err := c.send(out); len(out) > 0 && err != nil {
-		return nil, err
-	}
-	if err := p.authenticate(ctx, c); err != nil {
-		return nil, err
-	}
-	c.leaveSlot() // from here on it may wait for a server
-	return p.open(c)
-}
-
-func (p *Proxy) authenticate(ctx context.Context, c *Client) error {
-	if c.local {
-		return nil
-	}
-	if p.cfg.RequireTLS && !c.Private() {
-		return fatalf(codeBadAuthorization, "the proxy accepts encrypted connections only")
-	}
-	c.authenticating.Store(true)
-	err := p.auth.Authenticate(ctx, c)
-	c.authenticating.Store(false)
-	switch {
-	case err == nil || isOwn(err) || errors.Is(err, errClientGone) || isTimeout(err):
-		return err
-	case p.ctx.Err() != nil:
-		return ErrProxyClosed
-	}
-	return &authFailure{cause: err, told: badPassword(c.user)}
-}
-
 // authFailure is an error of an Authenticator that is for the log and not for its client.
 type authFailure struct {
 	cause error
@@ -443,127 +332,6 @@ func (e *authFailure) Error() string { return e.cause.Error() }
 
 // Unwrap returns what the client is told, and not the cause, which may be a network error of another connection.
 func (e *authFailure) Unwrap() error { return e.told }
-
-// open makes the session of an authenticated client.
-func (p *Proxy) open(c *Client) (*Session, error) {
-	pl, err := p.pool(poolKey{database: c.database, user: c.user, params: string(c.params)})
-	if err != nil {
-		return nil, err
-	}
-	s := newSession(p.env, c, pl)
-	wait := p.cfg.borrowTimeout()
-	if wait == NoWait {
-		wait = p.cfg.Upstream.connectTimeout()
-	}
-	ctx, cancel := context.WithTimeout(p.ctx, wait)
-	defer cancel()
-	statuses, err := s.awaitStatuses(ctx)
-	if err == nil {
-		err = p.greet(s, statuses)
-	}
-	if err != nil {
-		s.leave()
-		p.env.forget(s)
-		return nil, err
-	}
-	return s, nil
-}
-
-// greet registers the session and sends everything up to ReadyForQuery.
-func (p *Proxy) greet(s *Session, statuses []byte) error {
-	s.secret = randomBytes(s.client.keyLen())
-	p.env.register(s)
-	out := request(nil, authOK, nil)
-	out = append(out, statuses...)
-	out = wire.AppendHeader(out, wire.BackendKeyData, 4+len(s.secret))
-	out = append(binary.BigEndian.AppendUint32(out, s.pid), s.secret...)
-	out = wire.AppendReady(out, 'I')
-	_ = s.client.conn.SetDeadline(time.Now().Add(p.cfg.handshakeTimeout()))
-	err := s.client.send(out)
-	if err == nil {
-		err = s.client.conn.SetDeadline(time.Time{})
-	}
-	if err != nil {
-		return err
-	}
-	if p.isClosing() {
-		s.drain(errShutdown)
-	}
-	return nil
-}
-
-// awaitStatuses returns the ParameterStatus messages for the session. Where it has to wait for a server, it stops when the
-// client goes away.
-func (s *Session) awaitStatuses(ctx context.Context) (st []byte, err error) {
-	if st = s.pool.known(); st == nil || s.client.replicates() {
-		if err := s.client.conn.SetDeadline(time.Time{}); err != nil {
-			return nil, err
-		}
-		var stop func()
-		ctx, stop = s.watch(ctx)
-		st, err = s.firstStatuses(ctx)
-		stop()
-	}
-	if err != nil {
-		return nil, err
-	}
-	m := statusMap(st)
-	s.strings = m["standard_conforming_strings"] != "off"
-	s.opaque = hidesASCII(m["client_encoding"])
-	return st, nil
-}
-
-// firstStatuses waits for a server. A replication client gets a connection of its own.
-func (s *Session) firstStatuses(ctx context.Context) ([]byte, error) {
-	if s.client.replicates() {
-		return s.openReplication(ctx)
-	}
-	return s.pool.statuses(ctx)
-}
-
-// errClientGone is why a login ends whose client did not wait for it.
-var errClientGone = &net.OpError{Op: "read", Err: errors.New("the client is gone")}
-
-// watch returns a context that ends with errClientGone when the client goes away. Until stop has returned, the watcher is
-// the client's reader.
-func (s *Session) watch(ctx context.Context) (_ context.Context, stop func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	done := make(chan struct{})
-	go s.watchClient(cancel, done)
-	return ctx, func() {
-		s.link.Interrupt()
-		<-done
-		s.link.ClearInterrupt()
-		cancel(nil)
-	}
-}
-
-// watchClient is the watcher's goroutine. Early bytes of the client stay with the link; behind them nothing is seen.
-func (s *Session) watchClient(cancel context.CancelCauseFunc, done chan<- struct{}) {
-	defer close(done)
-	if err := s.link.Wait(); err != nil && !link.Interrupted(err) {
-		cancel(errClientGone)
-	}
-}
-
-func (s *Session) openReplication(ctx context.Context) ([]byte, error) {
-	li, err := s.env.up.open(ctx, &s.pool.key)
-	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errClientGone) {
-		return nil, cause
-	}
-	if err != nil {
-		s.pool.noteFailure(err)
-		return nil, err
-	}
-	sc := newServer(li, s.pool)
-	s.mu.Lock()
-	s.holdLocked(sc)
-	s.pin(EffectReplication)
-	s.mu.Unlock()
-	s.pool.wg.Add(1)
-	go sc.serve()
-	return li.statuses, nil
-}
 
 // pool returns the pool of key with one more session counted.
 func (p *Proxy) pool(key poolKey) (*pool, error) {
@@ -747,6 +515,9 @@ func (p *Proxy) sweep() {
 		}
 		for _, s := range p.env.all() {
 			s.sweep()
+			if s.pinsView.Load() != 0 {
+				s.reconsiderAfter(p.cfg.unpinInterval())
+			}
 		}
 		p.closeUnused()
 	}

@@ -3,7 +3,6 @@ package pgmoor
 import (
 	"fmt"
 	"log/slog"
-	"math/bits"
 	"time"
 )
 
@@ -41,13 +40,35 @@ func (e *env) unregister(s *Session) {
 
 // forget takes a session that is over out of the books.
 func (e *env) forget(s *Session) {
-	if s.pinned != 0 {
-		e.mu.Lock()
-		e.pinnedNow[bits.TrailingZeros32(uint32(s.pinned))]--
-		e.mu.Unlock()
-	}
 	e.unregister(s)
 	s.pool.unref()
+}
+
+// maxReasons bounds how many reasons of policies are counted apart.
+const maxReasons = 64
+
+// pinned counts a session that was pinned for a reason, or is no longer.
+func (e *env) pinned(reason string, n int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, known := e.pins[reason]; !known && len(e.pins) >= maxReasons {
+		reason = EffectPolicy.String()
+	}
+	e.pinnedNow.Add(int32(n))
+	c := e.pins[reason]
+	c.now += n
+	if n > 0 {
+		c.total++
+	} else {
+		e.unpins++
+	}
+	e.pins[reason] = c
+}
+
+// pinCount counts the pins for one reason.
+type pinCount struct {
+	now   int
+	total int64
 }
 
 func (e *env) session(pid uint32) *Session {
@@ -81,27 +102,6 @@ func (e *env) whenEmpty() <-chan struct{} {
 	return e.empty
 }
 
-// pin makes the session keep its server connection. The caller holds mu.
-func (s *Session) pin(e Effects) {
-	e &^= s.pins
-	if e == 0 {
-		return
-	}
-	first := s.pins == 0
-	s.pins |= e
-	s.pinsView.Store(uint32(s.pins))
-	if !first {
-		return
-	}
-	s.pinned = e & -e
-	i := bits.TrailingZeros32(uint32(s.pinned))
-	s.env.mu.Lock()
-	s.env.pinnedNow[i]++
-	s.env.pinsTotal[i]++
-	s.env.mu.Unlock()
-	s.env.log.Debug("pgmoor: session pinned", append(s.logAttrs(s.srv), slog.String("reason", s.pinned.name()))...)
-}
-
 // logAttrs says who a log line is about.
 func (s *Session) logAttrs(sc *server) []any {
 	out := []any{
@@ -132,7 +132,7 @@ func (p *Proxy) Stats() Stats {
 	st := Stats{
 		ClientsTotal: c.clients.Load(), ServersOpened: c.servers.Load(), ServersClosed: c.serversClosed.Load(),
 		BorrowTimeouts: c.borrowTimeouts.Load(), Cancels: c.cancels.Load(), LoginFailures: c.loginFailures.Load(),
-		OpenFailures: c.openFailures.Load(), PinnedBy: map[string]int{}, PinsTotal: map[string]int64{},
+		OpenFailures: c.openFailures.Load(), SettingsMoved: c.setUps.Load(), Verifications: c.verifications.Load(), PinnedBy: map[string]int{}, PinsTotal: map[string]int64{},
 	}
 	p.env.stats(&st)
 	p.mu.Lock()
@@ -153,14 +153,13 @@ func (e *env) stats(st *Stats) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	st.Clients = len(e.byPid)
-	for i, n := range e.pinnedNow {
-		if n > 0 {
-			st.PinnedBy[effectNames[i]] = n
-			st.Pinned += n
+	st.Unpins = e.unpins
+	for reason, c := range e.pins {
+		if c.now > 0 {
+			st.PinnedBy[reason] = c.now
+			st.Pinned += c.now
 		}
-		if t := e.pinsTotal[i]; t > 0 {
-			st.PinsTotal[effectNames[i]] = t
-		}
+		st.PinsTotal[reason] = c.total
 	}
 }
 
@@ -199,8 +198,8 @@ func (p *pool) waitHintLocked(since time.Time, others int) string {
 func (e *env) pinnedSessions() (n int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, k := range e.pinnedNow {
-		n += k
+	for _, c := range e.pins {
+		n += c.now
 	}
 	return n
 }

@@ -47,7 +47,7 @@ func (s *Session) step(b []byte, done int) (int, link.Next) {
 		return len(b), link.Park
 	case s.axed || s.waitErr != nil || s.lostErr != nil: // interrupted comes first
 		return s.keepLocked(b, done)
-	case s.waiting || s.sending || s.finishing:
+	case s.waiting || s.sending || s.finishing || s.unmooring:
 		return s.keepLocked(b, done)
 	case s.srv != nil:
 		return s.directLocked(b)
@@ -59,14 +59,14 @@ func (s *Session) step(b []byte, done int) (int, link.Next) {
 func (s *Session) directLocked(b []byte) (int, link.Next) {
 	sc := s.srv
 	n, stop := s.feed(b)
-	prefix := s.prefix
-	s.prefix = nil
+	prefix, instead := s.prefix, s.instead
+	s.prefix, s.instead = nil, 0
 	s.sending = n > 0
 	s.mu.Unlock()
 	if n == 0 {
 		return s.stopped(stop, b)
 	}
-	if !s.transmit(sc, prefix, b[:n]) {
+	if !s.transmit(sc, prefix, b[instead:n]) {
 		return s.leaveFor(leaveUnsent, n)
 	}
 	s.sent(sc)
@@ -101,6 +101,15 @@ func (s *Session) sent(sc *server) {
 		return
 	}
 	s.sending = false
+	if s.asksLater && !s.gone && s.body == 0 {
+		s.asksLater = false
+		if k := s.question(); k != ownNothing && s.turn.Quiet() && s.turn.Status() == 'I' {
+			s.inquire(sc, k)
+			s.mu.Unlock()
+			sc.sendAsked(s)
+			return
+		}
+	}
 	end := s.finish || !s.finishing && s.releasableLocked()
 	s.finish = false
 	switch {
@@ -110,7 +119,7 @@ func (s *Session) sent(sc *server) {
 	case end:
 		s.mu.Unlock()
 		sc.endTurn(s)
-	case !s.pending.empty():
+	case !s.pending.empty() && !s.unmooring:
 		s.pushLocked(sc, false)
 	case s.held || s.closing != nil:
 		s.held = false
@@ -145,7 +154,7 @@ func (s *Session) malformed(b []byte) (int, link.Next) {
 		s.held = true
 		s.mu.Unlock()
 		return 0, link.Park
-	case sc == nil || s.turn.Quiet():
+	case sc == nil || s.turn.AtRest():
 		s.mu.Unlock()
 		return s.fatal(e, 0)
 	}
@@ -171,7 +180,7 @@ func (s *Session) terminate(b []byte) (int, link.Next) {
 		s.held = true
 		s.mu.Unlock()
 		return 0, link.Park
-	case sc != nil && !s.turn.Quiet() && !s.sending:
+	case sc != nil && !s.turn.AtRest() && !s.sending:
 		return s.lastWordLocked(sc, b)
 	}
 	s.mu.Unlock()
@@ -181,7 +190,7 @@ func (s *Session) terminate(b []byte) (int, link.Next) {
 // lastWordLocked passes on the header at the start of b, with which the server ends the session, and unlocks.
 func (s *Session) lastWordLocked(sc *server, b []byte) (int, link.Next) {
 	s.ending = true
-	s.pinFor(EffectProtocol)
+	s.pin(EffectProtocol)
 	s.sending = true
 	s.mu.Unlock()
 	if !s.transmit(sc, nil, b[:wire.HeaderLen]) {
@@ -194,7 +203,7 @@ func (s *Session) lastWordLocked(sc *server, b []byte) (int, link.Next) {
 // fatal ends the session with an error, unless the server's goroutine is in the middle of a reply.
 func (s *Session) fatal(e *Error, n int) (int, link.Next) {
 	s.mu.Lock()
-	quiet := s.srv == nil || !s.turn.Owed() && !s.finishing && !s.writing
+	quiet := s.srv == nil || !s.turn.OwedToClient() && !s.finishing && !s.writing
 	s.mu.Unlock()
 	s.reply = nil
 	if quiet {
@@ -306,10 +315,12 @@ func (s *Session) holdLocked(sc *server) bool {
 		return false
 	}
 	s.srv = sc
+	s.backend.Store(sc.pid)
+	sc.holder.Store(s.pid)
 	s.waiting = false
 	s.primed = sc.none && s.turn.Unnamed() == turn.UnnamedNone || sc.unnamed != 0 && sc.unnamed == s.unnamedID && s.turn.Unnamed() == turn.UnnamedLast
 	s.queried = false
-	sc.failed, sc.winds, sc.reset = false, 0, false
+	sc.failed, sc.winds, sc.reset, sc.changed = false, 0, false, sc.changed[:0]
 	return true
 }
 
@@ -339,8 +350,12 @@ func (s *Session) pushLocked(sc *server, own bool) bool {
 	c := s.pending
 	s.pending = chunk{}
 	s.sending = true
+	setUp := s.setUp(sc)
 	out, stop := s.feedAll(c.bytes())
 	s.mu.Unlock()
+	if setUp != nil {
+		out = append(setUp, out...)
+	}
 	n := 0
 	if own || sc.link.Fast() || len(out) <= safeRequest {
 		var err error
@@ -387,8 +402,8 @@ func (s *Session) feedAll(b []byte) (out []byte, stop stop) {
 		if out == nil && s.prefix == nil && n == len(b) {
 			return b, stopNot
 		}
-		out = append(append(out, s.prefix...), b[:n]...)
-		s.prefix = nil
+		out = append(append(out, s.prefix...), b[s.instead:n]...)
+		s.prefix, s.instead = nil, 0
 		b = b[n:]
 	}
 	return out, stopNot
@@ -443,10 +458,11 @@ func (s *Session) dropLocked(sc *server) {
 		}
 	}
 	s.srv = nil
+	s.backend.Store(0)
 	sc.sess.Store(nil)
 }
 
 // releasableLocked reports whether the session may go on with another server connection.
 func (s *Session) releasableLocked() bool {
-	return s.pins == 0 && s.body == 0 && s.turn.Releasable()
+	return s.pins == 0 && s.cand == 0 && len(s.dirty) == 0 && !s.allReset && !s.unmoor && s.body == 0 && s.turn.Releasable()
 }

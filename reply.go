@@ -1,6 +1,8 @@
 package pgmoor
 
 import (
+	"bytes"
+
 	"github.com/pgmoor/pgmoor/internal/link"
 	"github.com/pgmoor/pgmoor/internal/turn"
 	"github.com/pgmoor/pgmoor/internal/wire"
@@ -39,6 +41,7 @@ const (
 	copyGone                // the server wants COPY data from a client that is gone
 	winding                 // the client is gone and nothing is owed
 	lost                    // the server ended the session
+	asks                    // a query of the proxy's own is sent
 )
 
 // relay passes on what the server said to the session that holds it.
@@ -72,6 +75,9 @@ func (sc *server) follow(s *Session, what outcome, more bool) link.Next {
 		sc.endTurn(s)
 	case boundary:
 		s.written()
+	case asks:
+		s.written()
+		sc.sendAsked(s)
 	case copyGone:
 		s.mu.Lock()
 		sc.windUp(s, s.fixLocked())
@@ -102,8 +108,11 @@ func (sc *server) digestMessages(s *Session, b []byte) (n, out int, what outcome
 	if sc.body > 0 {
 		n = min(sc.body, len(b))
 		sc.body -= n
-		out = n
+		if !sc.drops {
+			out = n
+		}
 	}
+	private := s.turn.Injected()
 	for len(b)-n >= wire.HeaderLen {
 		l := int(wire.Length(b[n:])) + 1
 		if l < wire.HeaderLen || l > wire.MaxMessage+1 {
@@ -114,19 +123,27 @@ func (sc *server) digestMessages(s *Session, b []byte) (n, out int, what outcome
 			return n, out, goOn
 		}
 		verdict := turn.Forward
-		if t := b[n]; t != wire.DataRow && t != wire.CopyData {
-			if verdict, what = sc.note(s, b[n:n+have]); what == lost {
+		if t := b[n]; private || t != wire.DataRow && t != wire.CopyData {
+			if verdict, what = sc.note(s, b[n:n+have], private); what == lost {
 				return n + have, out, lost
 			}
+			private = s.turn.Injected()
 		}
-		if verdict == turn.Forward {
-			if out != n {
-				copy(b[out:], b[n:n+have])
-			}
+		told := false
+		switch {
+		case verdict != turn.Forward:
+		case b[n] == wire.ErrorResponse && len(s.refusals) > 0:
+			var k int
+			k, told = s.tell(b[out:], b[n:n+have])
+			out += k
+		case out != n:
+			copy(b[out:], b[n:n+have])
+			fallthrough
+		default:
 			out += have
 		}
 		n += have
-		sc.body = l - have
+		sc.body, sc.drops = l-have, verdict != turn.Forward || told
 		if what != goOn {
 			return n, out, what
 		}
@@ -138,25 +155,39 @@ func (sc *server) digestMessages(s *Session, b []byte) (n, out int, what outcome
 // error that matter stand at its start.
 const errorHead = 512
 
-// note acts on one message of the server that is not a row.
-func (sc *server) note(s *Session, msg []byte) (turn.Verdict, outcome) {
+// note acts on one message of the server that is not a row, or, where it is private, belongs to the answer to a query of the
+// proxy's own.
+func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outcome) {
 	var arg byte
 	if len(msg) > wire.HeaderLen {
 		arg = msg[wire.HeaderLen]
 	}
 	switch msg[0] {
 	case wire.ErrorResponse:
-		sc.failed = true
-		if sc.noteFatal(msg[wire.HeaderLen:]) {
+		sc.failed, s.failed = true, s.failed || !private
+		if !private && sc.noteFatal(s, msg[wire.HeaderLen:]) {
 			return turn.Swallow, lost
 		}
+	case wire.CommandComplete:
+		if (s.cand|s.pins != 0 || len(s.dirty) > 0) && !private {
+			s.completed(string(bytes.TrimSuffix(msg[wire.HeaderLen:], []byte{0})))
+		}
 	case wire.ParameterStatus:
-		sc.noteStatus(msg)
+		sc.noteStatus(s, msg, private)
+	case wire.NotificationResponse:
+		s.env.namePid(msg)
+	}
+	if private && len(sc.own) > 0 && sc.own[0].hear(msg) {
+		return turn.Swallow, sc.endedOwn()
 	}
 	v := s.turn.Received(msg[0], arg)
+	if private && msg[0] == wire.ReadyForQuery {
+		sc.answeredOwn(s)
+	}
 	switch {
+	case msg[0] == wire.ReadyForQuery && v == turn.Swallow && !private: // between a Parse of the proxy's and the client's batch
 	case msg[0] == wire.ReadyForQuery:
-		return v, sc.noteReady(s)
+		return v, sc.noteReady(s, private)
 	case msg[0] == wire.ErrorResponse && s.turn.TakeUnprimed():
 		s.primed = false
 	case msg[0] == wire.CopyInResponse && s.gone && !s.sending:
@@ -167,7 +198,7 @@ func (sc *server) note(s *Session, msg []byte) (turn.Verdict, outcome) {
 
 // noteFatal looks whether an error ends the server's session, and reports whether for a reason that is none of the
 // client's: the server was shut down, crashed, or the backend was terminated.
-func (sc *server) noteFatal(body []byte) bool {
+func (sc *server) noteFatal(s *Session, body []byte) bool {
 	switch string(wire.ErrorField(body, 'V')) {
 	case "FATAL", "PANIC":
 	default:
@@ -175,42 +206,88 @@ func (sc *server) noteFatal(body []byte) bool {
 	}
 	switch string(wire.ErrorField(body, 'C')) {
 	case codeAdminShutdown, codeCrashShutdown, codeCannotConnectNow:
-		return true
+		if s.pins == 0 && !s.isTargeted() {
+			return true
+		} // a pinned session ends with its server, and one that was terminated gets what it would get directly
 	}
 	sc.fatal = true
 	return false
 }
 
 // noteReady decides at a ReadyForQuery whether the turn is over.
-func (sc *server) noteReady(s *Session) outcome {
-	if !s.turn.Quiet() {
-		if s.turn.Ready() == 0 {
-			s.writing = true
-			return boundary
-		}
-		return goOn
-	}
-	s.risk = false
-	idle := s.turn.Status() == 'I'
-	if idle {
-		s.portalRisk = false
+func (sc *server) noteReady(s *Session, private bool) outcome {
+	if s.cancelLater && private {
+		sc.cancelNow(s)
 	}
 	switch {
-	case s.gone:
-		return winding
-	case s.turn.Lost():
-		s.pinFor(EffectProtocol)
-	case len(sc.drift) > 0 && idle:
-		s.pinFor(EffectUntrackedSetting)
-	case s.turn.Unnamed() == turn.UnnamedOlder && idle:
-		s.pinFor(EffectUnnamedStatement)
+	case s.turn.Quiet():
+		s.active = s.active || !private
+		return sc.atRest(s)
+	case private:
+	case s.turn.Ready() == 0:
+		s.writing = true
+		return boundary
+	case s.turn.Status() == 'I': // what was run before this and what was run behind it can no longer be told apart
+		s.ends += 2
 	}
-	if s.pins == 0 && s.turn.Releasable() {
+	return goOn
+}
+
+// atRest decides what follows when nothing is owed.
+func (sc *server) atRest(s *Session) outcome {
+	s.risk, s.lexical = false, false
+	if s.gone {
+		return winding
+	}
+	if s.turn.Lost() {
+		s.pin(EffectProtocol)
+	}
+	if s.turn.Status() == 'I' {
+		s.portalRisk = false
+		if s.turn.Unnamed() == turn.UnnamedOlder {
+			s.pin(EffectUnnamedStatement)
+		}
+		s.settle(sc)
+		switch k := s.question(); {
+		case k == ownNothing:
+		case s.sending || s.body > 0: // whoever sends asks when it is done
+			s.asksLater, s.writing = true, true
+			return boundary
+		default:
+			s.writing = true // until the reply before is written
+			return s.inquire(sc, k)
+		}
+	}
+	if s.releasableLocked() {
 		s.finishing = true
 		return turnEnds
 	}
 	s.writing = true
 	return boundary
+}
+
+// completed takes note of a command that was completed while something may pin.
+func (s *Session) completed(tag string) {
+	s.rolledBack = tag == "ROLLBACK"
+	if !s.discards || tag != "DISCARD ALL" && tag != "DISCARD SEQUENCES" { // or something was sent behind it
+		return
+	}
+	gone := EffectSequence
+	if tag == "DISCARD ALL" {
+		if gone = discarded; s.reason != requested { // a policy's own pin ends when the policy says so
+			gone &^= EffectPolicy
+		}
+		s.untold = false
+	}
+	s.letGo(gone)
+}
+
+// tell puts what the client is told in the place of an error at dst, and returns its length and whether it is anything else than the error. It is no longer than that.
+func (s *Session) tell(dst, msg []byte) (n int, told bool) {
+	if reply := s.refused(msg); reply != nil && len(reply) <= len(msg) {
+		return copy(dst, reply), true
+	}
+	return copy(dst, msg), false
 }
 
 // written ends the writing of the last reply that was owed to a session that keeps its server connection.
@@ -224,65 +301,5 @@ func (s *Session) written() {
 	s.mu.Unlock()
 	if wake {
 		s.interrupt()
-	}
-}
-
-// wind takes the next step in cleaning up sc after the client of the session that holds it left: roll back, discard, give
-// back. Nothing is owed when it is called. Where somebody is still writing to sc, the step is left to them.
-func (sc *server) wind(s *Session) {
-	s.mu.Lock()
-	if s.sending {
-		s.finish = true
-		s.mu.Unlock()
-		return
-	}
-	var q []byte
-	sc.winds++
-	switch {
-	case sc.winds > maxWinds || sc.fatal || s.turn.Lost() || sc.reset && sc.failed:
-		s.mu.Unlock()
-		sc.kill()
-		return
-	case s.turn.Status() != 'I':
-		q = wire.AppendQuery(nil, "ROLLBACK")
-	case s.pins != 0 && !sc.reset:
-		q = wire.AppendQuery(nil, "DISCARD ALL")
-		sc.reset, sc.failed = true, false
-	default:
-		s.primed = true
-		sc.failed = true // whatever unnamed statement there is is nobody's
-		s.dropLocked(sc)
-		sc.none = sc.reset
-		s.mu.Unlock()
-		sc.link.ClearInterrupt()
-		s.env.count.recycled.Add(1)
-		sc.pool.giveBack(sc, nil)
-		return
-	}
-	s.turn.Sent(wire.Query, false)
-	sc.windUp(s, q)
-}
-
-// maxWinds is how many steps wind may need: roll back, discard, give back, and one for an error.
-const maxWinds = 4
-
-// windUp writes q, which cleans up after a client that left, and unlocks. It takes the next step if the answer came before
-// the write was over.
-func (sc *server) windUp(s *Session, q []byte) {
-	s.sending = true
-	s.mu.Unlock()
-	sc.limitWind()
-	if len(q) > 0 {
-		if n, err := sc.link.TryWrite(q); err == nil && n < len(q) {
-			sc.kill() // it reads nothing any more
-		}
-	}
-	s.mu.Lock()
-	s.sending = false
-	next := s.finish
-	s.finish = false
-	s.mu.Unlock()
-	if next {
-		sc.wind(s)
 	}
 }

@@ -1,6 +1,8 @@
 package pgmoor
 
 import (
+	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -24,31 +26,39 @@ type server struct {
 	pool    *pool
 	res     *puddle.Resource[*server] // nil for a connection outside of the budget
 	welcome []byte                    // ParameterStatus messages of the login
-	base    map[string]string         // what they say
+	base    map[string]string         // what they say, by folded name; follows the server's configuration
 
 	network, address string // where cancel requests go
 	pid              uint32
 	secret           []byte
 
-	sess   atomic.Pointer[Session] // who holds it
-	killed atomic.Bool             // no more use: serve ends at the next interruption
-	ended  atomic.Bool             // serve has ended, or looks at sess for the last time
+	sess      atomic.Pointer[Session] // who holds it
+	holder    atomic.Uint32           // the process id, for clients, of the session that holds it or held it last
+	standsFor atomic.Pointer[Session] // who ends if the server ends this connection
+	killed    atomic.Bool             // no more use: serve ends at the next interruption
+	ended     atomic.Bool             // serve has ended, or looks at sess for the last time
 
 	// Owned by serve.
-	rest  []byte            // of a reply, that the client's socket did not take
-	whose *Session          // whose reply it is
-	what  outcome           // what follows when rest is written
-	body  int               // bytes still to come of a message too large for the buffer
-	drift map[string]string // settings that differ from base; nil: none
-	gone  error             // why serve ends, for the log
+	rest    []byte            // of a reply, that the client's socket did not take
+	whose   *Session          // whose reply it is
+	what    outcome           // what follows when rest is written
+	drops   bool              // the rest of that message is not for the client
+	body    int               // bytes still to come of a message too large for the buffer
+	gone    error             // why serve ends, for the log
+	reports map[string]string // the latest value of every reported parameter, by folded name
 
 	// Guarded by the holding session's mu, and handed on with the connection.
-	unnamed uint64 // which unnamed statement the server has; 0: some other or none
-	none    bool   // it certainly has none
-	failed  bool   // an error was reported since the connection was lent
-	fatal   bool   // the server ended the session by an error that is the client's own doing
-	winds   int    // messages sent to clean up after a client that left
-	reset   bool   // DISCARD ALL was one of them
+	unnamed  uint64   // which unnamed statement the server has; 0: some other or none
+	none     bool     // it certainly has none
+	failed   bool     // an error was reported since the connection was lent
+	fatal    bool     // the server ended the session by an error that is the client's own doing
+	winds    int      // messages sent to clean up after a client that left
+	reset    bool     // DISCARD ALL was one of them
+	set      settings // what is set on the connection beyond its login
+	own      []*own   // queries of the proxy's own that are under way, oldest first
+	ask      []byte   // one of them, yet to be written; goes with sending
+	changed  []string // parameters reported since the connection was lent, by folded name
+	setUpErr *Error   // the server ended the session over the settings that it was to have
 
 	// Guarded by pool.mu.
 	idleSince time.Time
@@ -58,11 +68,14 @@ type server struct {
 }
 
 func newServer(li *loggedIn, p *pool) *server {
-	return &server{
+	base := statusMap(li.statuses)
+	sc := &server{
 		link: link.New(li.conn, !p.env.cfg.plainIO), pool: p,
-		welcome: li.statuses, base: statusMap(li.statuses),
+		welcome: li.statuses, base: base, reports: maps.Clone(base),
 		network: li.network, address: li.address, pid: li.pid, secret: li.secret, none: true,
 	}
+	p.env.backends.Store(sc.pid, sc)
+	return sc
 }
 
 // statusMap reads a run of ParameterStatus messages.
@@ -70,8 +83,8 @@ func statusMap(b []byte) map[string]string {
 	m := make(map[string]string)
 	for len(b) >= wire.HeaderLen {
 		n := int(wire.Length(b)) + 1
-		if k, v, ok := status(b[:n]); ok {
-			m[string(k)] = string(v)
+		if k, v, ok := reported(b[:n]); ok {
+			m[k] = v
 		}
 		b = b[n:]
 	}
@@ -162,6 +175,7 @@ func (sc *server) flush() {
 func (sc *server) end() {
 	sc.killed.Store(true)
 	sc.link.Release()
+	sc.pool.env.backends.CompareAndDelete(sc.pid, sc)
 	sc.ended.Store(true) // before sess is looked at: holdLocked does it the other way round
 	if s := sc.sess.Load(); s != nil {
 		s.serverLost(sc)
@@ -190,10 +204,11 @@ func (sc *server) unasked(b []byte) (int, link.Next) {
 		switch b[n] {
 		case wire.NoticeResponse:
 		case wire.ParameterStatus: // the server's configuration was reloaded
-			if name, value, ok := status(b[n : n+l]); ok {
-				sc.base[string(name)] = string(value)
+			if name, value, ok := reported(b[n : n+l]); ok {
+				sc.base[name], sc.reports[name] = value, value
 			}
 		default: // an error that ends the connection, a notification that nobody listens for, nonsense
+			sc.mourn(b[n : n+l])
 			return sc.abandon(len(b))
 		}
 		n += l
@@ -207,18 +222,23 @@ func (sc *server) abandon(n int) (int, link.Next) {
 	return n, link.Leave
 }
 
-// noteStatus keeps track of which reported settings differ from what they were at login.
-func (sc *server) noteStatus(msg []byte) {
-	name, value, ok := status(msg)
+// noteStatus keeps track of the parameters that the server reports. Those that a query of the proxy's own changes are no news.
+func (sc *server) noteStatus(s *Session, msg []byte, private bool) {
+	name, value, ok := reported(msg)
 	if !ok {
 		return
 	}
-	if base, known := sc.base[string(name)]; known && base == string(value) {
-		delete(sc.drift, string(name))
+	sc.reports[name] = value
+	if private {
 		return
 	}
-	if sc.drift == nil {
-		sc.drift = make(map[string]string)
+	switch name {
+	case settingStrings:
+		s.strings = value != "off"
+	case settingEncoding:
+		s.opaque = hidesASCII(value)
 	}
-	sc.drift[string(name)] = string(value)
+	if !notSettable[name] && !slices.Contains(sc.changed, name) {
+		sc.changed = append(sc.changed, name)
+	}
 }

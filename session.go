@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/pgmoor/pgmoor/internal/link"
-	"github.com/pgmoor/pgmoor/internal/sqlscan"
 	"github.com/pgmoor/pgmoor/internal/turn"
 )
 
@@ -54,6 +53,8 @@ type Session struct {
 
 	touched  atomic.Bool   // the client sent something since the last sweep
 	pinsView atomic.Uint32 // pins, for those who do not hold mu
+	backend  atomic.Uint32 // the process id of srv, for those who do not hold mu; 0: none
+	targeted atomic.Int64  // when another session was last about to send it a signal
 
 	// mu guards what follows. It is never held across I/O; a pool's mu may be taken inside it.
 	mu        sync.Mutex
@@ -75,14 +76,13 @@ type Session struct {
 	lostErr   *lostErr // the server connection was lost
 	pending   chunk    // whole messages that wait for a server connection
 
-	body       int              // bytes of a large message still to come from the client
-	big        *sqlscan.Scanner // of a large Query or Parse, until its text is complete
-	primed     bool             // srv's unnamed statement is ours, or we have none
-	queried    bool             // a simple Query was sent since the session holds srv
-	prefix     []byte           // to be sent in front of the next message; in scratch where that is large enough
-	scratch    []byte           // goes with sending
-	pins       Effects
-	pinned     Effects // the first reason
+	body       int      // bytes of a large message still to come from the client
+	big        *bigText // of a large Query or Parse, until its text is complete
+	primed     bool     // srv's unnamed statement is ours, or we have none
+	queried    bool     // a simple Query was sent since the session holds srv
+	prefix     []byte   // to be sent in front of the next message; in scratch where that is large enough
+	scratch    []byte   // goes with sending
+	instead    int      // bytes of the next message that are not sent, since prefix stands for it
 	served     bool
 	unnamed    []byte // the last Parse of the unnamed statement
 	unnamedID  uint64
@@ -92,6 +92,45 @@ type Session struct {
 	nameRisk   bool // a named statement may
 	risk       bool // something that may commit is under way
 	strings    bool // standard_conforming_strings
+
+	set         settings         // what the session has set, as far as it is known
+	dirty       map[string]touch // what may have changed since
+	sticky      map[string]touch // what its named statements may change
+	stmt        act              // of the unnamed statement
+	candForever bool             // pins for cand do not end
+	cand        Effects          // of what has been run since the last boundary
+	portals     []act            // of portals bound since then
+	ends        int              // statements since then that may have ended a transaction
+	failed      bool             // an error was reported since then
+	rolledBack  bool             // the last command was a rollback
+	unpin       bool             // the policy's pin ends at the boundary
+
+	pins        Effects
+	pinned      string  // the first reason
+	pinnedFor   Effects // the effect that pinned names
+	reason      string  // the policy's
+	digest      string  // of the statement that pins, until the boundary
+	pinnedAt    time.Time
+	verifiedAt  time.Time
+	active      bool    // something was run since the last verification
+	mayUnpin    bool    // something was run that may end a pin
+	doubtful    bool    // only the server knows whether there is a reason to pin
+	forever     bool    // pins do not end
+	untold      bool    // a setting may have been made whose name is known to nobody
+	candUntold  bool    // the same, by what was run since the last boundary
+	lexical     bool    // something under way may change how texts are read
+	discards    bool    // the latest statement is DISCARD and nothing else
+	going       Effects // pins that end if the server does not object
+	asksAgain   bool    // dirty holds names of an earlier transaction
+	allReset    bool    // what is set may have been reset
+	unmoor      bool    // the last pin has ended: the server connection is to be made fresh
+	asksLater   bool    // a question to the server waits until what is being sent was sent
+	unmooring   bool    // which is under way: the client's messages wait
+	cancelLater bool    // a cancel request waits for the end of a query of the proxy's own
+
+	pidNames map[string]*pidStatement // statements about processes
+	refusal  *Error                   // the policy's, of the message that is being looked at
+	refusals map[uint64][]byte        // what the errors stand for that are still to come
 
 	// Guarded by pool.mu.
 	queued     bool
@@ -161,7 +200,8 @@ func newSession(e *env, c *Client, p *pool) *Session {
 // Client returns who is at the other end.
 func (s *Session) Client() *Client { return s.client }
 
-// Pinned returns for what the session keeps its server connection; zero while it is multiplexed.
+// Pinned returns for what the session keeps its server connection at this moment: all its reasons, where [Stats] counts
+// the first one and the log names it. It is zero while the session is multiplexed, and again when its pin has ended.
 func (s *Session) Pinned() Effects {
 	return Effects(s.pinsView.Load())
 }
@@ -350,7 +390,7 @@ func (s *Session) idleLocked() bool {
 
 // endLocked unlocks, says goodbye if nobody else is writing to the client, and reports false: the session is over.
 func (s *Session) endLocked(e *Error) bool {
-	quiet := s.srv == nil || s.turn.Quiet() && !s.finishing && !s.writing
+	quiet := s.srv == nil || s.turn.AtRest() && !s.finishing && !s.writing
 	s.mu.Unlock()
 	if e != nil && quiet {
 		_ = s.client.conn.SetWriteDeadline(s.env.now().Add(goodbyeLimit))
@@ -405,76 +445,4 @@ func (s *Session) waitFailed(e *Error) {
 	}
 	s.mu.Unlock()
 	s.interrupt()
-}
-
-// leave gives up what the session holds, after its client is gone. The server connection is returned when it is clean again:
-// what runs is cancelled, what is open is rolled back, and what a pinned session left behind is discarded.
-func (s *Session) leave() {
-	s.pool.forget(s)
-	s.mu.Lock()
-	s.gone = true
-	s.waiting = false
-	s.pending.free()
-	sc := s.srv
-	busy := s.sending || s.finishing
-	kill := false
-	if sc != nil {
-		kill = s.unfitLocked()
-	}
-	cancel := sc != nil && s.turn.Owed()
-	if cancel {
-		s.pool.holdForCancel(sc)
-		defer s.env.cancelBackend(sc)
-	}
-	s.link.AbortWrites()
-	switch {
-	case sc == nil:
-		s.mu.Unlock()
-	case kill:
-		s.mu.Unlock()
-		defer sc.kill()
-	case busy:
-		s.mu.Unlock()
-		sc.limitWind()
-	default:
-		s.cleanLocked(sc)
-	}
-	s.link.Release()
-}
-
-// cleanLocked begins to clean sc up, and unlocks.
-func (s *Session) cleanLocked(sc *server) {
-	if fix := s.fixLocked(); len(fix) > 0 || s.turn.Owed() {
-		sc.windUp(s, fix)
-		return
-	}
-	s.mu.Unlock()
-	sc.wind(s)
-}
-
-// unfitLocked reports whether the server connection cannot be made clean again.
-func (s *Session) unfitLocked() bool {
-	return s.body > 0 || s.resume || s.unsentTo != nil || s.sending && s.axed || s.turn.Lost() || s.pins&unresettable != 0 || s.srv.fatal || s.srv.res == nil
-}
-
-// fixLocked returns the messages that end what the client left half done.
-func (s *Session) fixLocked() (fix []byte) {
-	if s.turn.CopyIn() {
-		const why = "the client is gone"
-		fix = append(fix, 'f', 0, 0, 0, byte(4+len(why)+1))
-		fix = append(append(fix, why...), 0)
-		s.turn.Sent('f', false)
-	}
-	if s.turn.Open() || s.turn.Skipping() {
-		fix = append(fix, 'S', 0, 0, 0, 4)
-		s.turn.Sent('S', false)
-	}
-	return fix
-}
-
-// over is the last thing that happens to a session.
-func (s *Session) over() {
-	_ = s.client.conn.Close()
-	s.env.forget(s)
-	close(s.done)
 }

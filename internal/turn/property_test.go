@@ -78,7 +78,9 @@ func (m *model) step() (out []said) {
 			out = append(out, said{typ: 'E'})
 			m.abort()
 		}
-		return append(out, m.ready())
+		z := m.ready()
+		z.injected = msg.injected
+		return append(out, z)
 	case 'H', 'd', 'c', 'f':
 		return nil
 	}
@@ -202,7 +204,9 @@ func (tr *trial) send(s sent) {
 	tr.log = append(tr.log, '>', s.typ)
 	switch {
 	case s.injected && s.typ == 'P':
-		require.True(tr.t, tr.turn.InjectParse())
+		require.True(tr.t, tr.turn.InjectParse(true))
+		tr.m.in = append(tr.m.in, s, sent{typ: 'S', injected: true})
+		return
 	case s.injected:
 		require.True(tr.t, tr.turn.InjectClose())
 	default:
@@ -270,7 +274,11 @@ func (tr *trial) act(a, b byte) {
 		tr.receive()
 	case a < 166 && !tr.turn.CopyIn() && !tr.turn.Skipping():
 		if !tr.mayCopy() {
-			tr.send(sent{typ: "PC"[b&1], injected: true})
+			typ := "PC"[b&1]
+			if tr.turn.Open() || tr.turn.Owed() {
+				typ = 'C'
+			}
+			tr.send(sent{typ: typ, injected: true})
 			tr.send(sent{typ: 'B', outcome: b % 2})
 		}
 	default:
@@ -361,7 +369,7 @@ func babble(t *testing.T, script []byte) {
 			require.True(t, tt.Sent(script[1], script[2]&1 != 0))
 			syncs++
 		case 3:
-			tt.InjectParse()
+			tt.InjectParse(script[1]&1 != 0)
 			tt.InjectClose()
 		case 4:
 			if script[1] == 0 {

@@ -105,6 +105,9 @@ func (t *Turn) Ready() int { return t.ready }
 // Quiet reports whether nothing is owed, nothing is half sent and no COPY is open: what the server does next depends on the client alone.
 func (t *Turn) Quiet() bool { return !t.Owed() && !t.open && !t.skip && !t.copyIn }
 
+// AtRest is Quiet, save for what is owed to the proxy itself.
+func (t *Turn) AtRest() bool { return !t.OwedToClient() && !t.open && !t.skip && !t.copyIn }
+
 // Releasable reports whether the session may be given another server connection for its next request: nothing is owed
 // or half done, no transaction is open, and the unnamed statement is one that can be made again.
 func (t *Turn) Releasable() bool {
@@ -183,8 +186,11 @@ func (t *Turn) sentParse(unnamed bool) bool {
 }
 
 // InjectParse records a Parse of the session's unnamed statement that the proxy sends in front of the session's next
-// message, after the session moved to another server connection.
-func (t *Turn) InjectParse() bool { return t.push(eParse | injected) }
+// message, after the session moved to another server connection. With sync a Sync follows, and the Parse is in a transaction
+// of its own, as it was when the session sent it; an error of it is then nobody's.
+func (t *Turn) InjectParse(sync bool) bool {
+	return t.push(eParse|injected) && (!sync || t.push(eSync|injected))
+}
 
 // TakeUnprimed reports whether, since it was last called, an error kept an injected message from having its effect.
 func (t *Turn) TakeUnprimed() bool {
@@ -195,6 +201,23 @@ func (t *Turn) TakeUnprimed() bool {
 
 // InjectClose records a Close of the unnamed statement that the proxy sends because another session may have left one.
 func (t *Turn) InjectClose() bool { return t.push(eClose | injected) }
+
+// InjectQuery records a simple Query that the proxy sends for itself: all of its answer is swallowed. It is sent when
+// nothing is half done (Quiet), and drops the unnamed statement of the server connection.
+func (t *Turn) InjectQuery() bool { return t.push(eQuery | injected) }
+
+// Injected reports whether the server's next message belongs to the answer to a Query of InjectQuery.
+func (t *Turn) Injected() bool { return t.head < len(t.queue) && t.queue[t.head] == eQuery|injected }
+
+// OwedToClient reports whether an answer is owed that is not the proxy's own affair.
+func (t *Turn) OwedToClient() bool {
+	for _, e := range t.queue[t.head:] {
+		if e&injected == 0 {
+			return true
+		}
+	}
+	return false
+}
 
 func (t *Turn) push(e byte) bool {
 	if len(t.queue)-t.head >= MaxOwed {
@@ -242,13 +265,16 @@ func (t *Turn) drop() {
 // Received records a whole message of the server and says what to do with it. arg is the first byte of the body, which
 // matters for ReadyForQuery alone.
 func (t *Turn) Received(typ, arg byte) Verdict {
+	if t.Injected() {
+		return t.receivedOwn(typ, arg)
+	}
 	switch typ {
 	case wire.DataRow, wire.CopyData, wire.NoticeResponse, wire.ParameterStatus, wire.NotificationResponse:
 		return Forward
 	case wire.ReadyForQuery:
-		t.receivedReady(arg)
+		return t.receivedReady(arg)
 	case wire.ErrorResponse:
-		t.receivedError()
+		return t.receivedError()
 	case wire.ParseComplete:
 		return t.receivedParse()
 	case wire.BindComplete:
@@ -270,6 +296,20 @@ func (t *Turn) Received(typ, arg byte) Verdict {
 		t.lost = true
 	}
 	return Forward
+}
+
+// receivedOwn records a message of the answer to a Query of the proxy's own. Notifications come when they please.
+func (t *Turn) receivedOwn(typ, arg byte) Verdict {
+	switch typ {
+	case wire.NotificationResponse:
+		return Forward
+	case wire.ReadyForQuery:
+		t.status = arg
+		t.pop()
+	case wire.CopyInResponse, wire.CopyBothResponse:
+		t.lost = true
+	}
+	return Swallow
 }
 
 // answered takes off the oldest entry, which must be of kind e.
@@ -312,9 +352,12 @@ func (t *Turn) receivedClose() Verdict {
 	return Forward
 }
 
-func (t *Turn) receivedReady(status byte) {
+func (t *Turn) receivedReady(status byte) Verdict {
 	t.status = status
 	switch t.first() {
+	case eSync | injected:
+		t.pop()
+		return Swallow
 	case eQuery: // a simple Query drops the unnamed statement
 		t.unnamed = UnnamedNone
 		t.pop()
@@ -324,21 +367,27 @@ func (t *Turn) receivedReady(status byte) {
 		t.skip = false
 		t.lost = true
 	}
+	return Forward
 }
 
 // receivedError applies PostgreSQL's rule: after an error in the extended protocol everything up to Sync is ignored.
-func (t *Turn) receivedError() {
+func (t *Turn) receivedError() Verdict {
 	if t.copySyncs {
 		t.lost = true
 	}
 	t.copyIn, t.copySyncs = false, false
+	verdict := Forward
 	switch t.first() {
 	case 0, eQuery, eFunction, eSync: // ReadyForQuery follows, or the connection ends
-		return
+		return Forward
+	case eParse | injected:
+		if t.head+1 < len(t.queue) && t.queue[t.head+1] == eSync|injected { // the client hears of it when it uses the statement
+			verdict = Swallow
+		}
 	case eParseUnnamed: // the old one was dropped before the new one was looked at
 		t.unnamed = UnnamedNone
 	}
-	for t.Owed() && t.first() != eSync {
+	for t.Owed() && t.first()&kindMask != eSync {
 		t.unprimed = t.unprimed || t.first()&injected != 0
 		t.drop()
 	}
@@ -346,6 +395,7 @@ func (t *Turn) receivedError() {
 		t.queue, t.head = t.inline[:0], 0
 		t.skip = true
 	}
+	return verdict
 }
 
 // receivedCopyIn claims from the queue what the COPY that now begins will consume: the messages up to CopyDone or

@@ -63,9 +63,14 @@ func receive(t *testing.T, tt *turn.Turn, words []string) {
 
 func inject(t *testing.T, tt *turn.Turn, what string) {
 	t.Helper()
-	if what == "P" {
-		require.True(t, tt.InjectParse())
-	} else {
+	switch what {
+	case "P":
+		require.True(t, tt.InjectParse(false))
+	case "PS":
+		require.True(t, tt.InjectParse(true))
+	case "Q":
+		require.True(t, tt.InjectQuery())
+	default:
 		require.True(t, tt.InjectClose())
 	}
 }
@@ -166,9 +171,14 @@ var stories = []story{
 	{"UnnamedParsedWhileSkippingIsNot", "> P unnamed; > S; < 1; < Z I; > P; < E; > P unnamed; > S; < Z I; = unnamed:last releasable"},
 
 	{"InjectedParse", "inject P; > B; > E; > S; < 1 swallow; < 2; < C; < Z I; = releasable"},
+	{"InjectedParseApart", "inject PS; > B; > E; > S; < 1 swallow; < Z I swallow; < 2; < C; < Z I; = releasable"},
 	{"InjectedClose", "inject C; > B; > S; < 3 swallow; < E; < Z I; = releasable"},
 	{"OnlyTheInjectedAreSwallowed", "> P; inject C; > C; > S; < 1; < 3 swallow; < 3; < Z I; = releasable"},
 	{"InjectedParseFails", "inject P; > B; > E; > S; < E; < Z I; = releasable"},
+	{"InjectedParseApartFails", "inject PS; > B; > E; > S; < E swallow; < Z I swallow; < E; < Z I; = releasable"},
+	{"InjectedQuery", "inject Q; > Q; < T swallow; < D swallow; < C swallow; < Z I swallow; = owed; < C; < Z I; = releasable"},
+	{"InjectedQueryFails", "inject Q; > Q; < E swallow; < Z I swallow; < C; < Z I; = releasable"},
+	{"NotificationsInAnInjectedQuery", "inject Q; < T swallow; < A; < Z I swallow; = releasable"},
 
 	{"AbandonNothing", "abandon 0; = releasable"},
 	{"AbandonQueries", "> Q; > Q; abandon 2; = quiet"},
@@ -203,7 +213,7 @@ func TestMoreThanMaxOwedIsRefused(t *testing.T) {
 	}
 	require.False(t, tt.Sent('Q', false))
 	require.False(t, tt.Sent('P', true))
-	require.False(t, tt.InjectParse())
+	require.False(t, tt.InjectParse(false))
 	require.False(t, tt.InjectClose())
 	tt.Received('Z', 'I')
 	require.True(t, tt.InjectClose())

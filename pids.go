@@ -1,0 +1,268 @@
+package pgmoor
+
+import (
+	"bytes"
+	"encoding/binary"
+	"strconv"
+	"time"
+
+	"github.com/pgmoor/pgmoor/internal/sqlscan"
+	"github.com/pgmoor/pgmoor/internal/wire"
+)
+
+// This file makes process ids mean what they mean without a proxy. A client knows its session by the process id of its cancel
+// key, which no server process has (firstPid and above). Where a statement that passes through the proxy names such an
+// id to one of the functions that take a process id, it is replaced, digit by digit, by that of the server connection which
+// the session in question holds at that moment. A session that holds none is not blocked and blocks nobody; one that is
+// to be terminated or cancelled lends its name to an idle server connection, so that the server decides who may.
+
+// targetedFor is how long a session that another one was about to terminate takes the end of its server for that.
+const targetedFor = 10 * time.Second
+
+// translate replaces the process ids of sessions in the text of a statement about processes.
+func (s *Session) translate(text []byte, signals bool) {
+	for i := 0; i < len(text); {
+		n := digits(text[i:])
+		if n == 0 {
+			i++
+			continue
+		}
+		if n >= len(strconv.Itoa(firstPid)) && (i == 0 || !isWordByte(text[i-1])) {
+			if v, err := strconv.ParseUint(string(text[i:i+n]), 10, 32); err == nil {
+				if real, ok := s.env.realPid(uint32(v), signals); ok {
+					putDigits(text[i:i+n], real)
+				}
+			}
+		}
+		i += n
+	}
+}
+
+// signals reports whether the text of a statement sends a signal to a process.
+func signals(text []byte) bool {
+	text = bytes.ToLower(text)
+	return bytes.Contains(text, []byte("pg_terminate_backend")) || bytes.Contains(text, []byte("pg_cancel_backend"))
+}
+
+// digits returns how many digits b begins with.
+func digits(b []byte) int {
+	n := 0
+	for n < len(b) && b[n] >= '0' && b[n] <= '9' {
+		n++
+	}
+	return n
+}
+
+func isWordByte(c byte) bool {
+	return c == '_' || c == '$' || c == '.' || c >= 0x80 || c|0x20 >= 'a' && c|0x20 <= 'z'
+}
+
+// putDigits writes n in decimal with leading zeros.
+func putDigits(dst []byte, n uint32) {
+	for i := len(dst) - 1; i >= 0; i-- {
+		dst[i] = '0' + byte(n%10)
+		n /= 10
+	}
+}
+
+// realPid returns the process id of the server connection that the session known as pid holds, or that stands for it; 0 if there
+// is none. ok is false if there is no such session. signals says that it is wanted for a signal.
+func (e *env) realPid(pid uint32, signals bool) (real uint32, ok bool) {
+	if pid < firstPid {
+		return 0, false
+	}
+	t := e.session(pid)
+	if t == nil {
+		return 0, false
+	}
+	if signals {
+		t.targeted.Store(e.now().UnixNano())
+	}
+	if real = t.backend.Load(); real == 0 && signals {
+		real = t.pool.standIn(t)
+	}
+	return real, true
+}
+
+// namePid replaces, in a NotificationResponse, the process id of a server connection by that of the session which holds it or
+// held it last.
+func (e *env) namePid(msg []byte) {
+	if len(msg) < wire.HeaderLen+4 {
+		return
+	}
+	if sc, ok := e.backends.Load(binary.BigEndian.Uint32(msg[wire.HeaderLen:])); ok {
+		if pid := sc.(*server).holder.Load(); pid != 0 {
+			binary.BigEndian.PutUint32(msg[wire.HeaderLen:], pid)
+		}
+	}
+}
+
+// endsItself takes note that a session is about to send a signal to its own server connection.
+func (s *Session) endsItself(text []byte) {
+	if signals(text) && bytes.Contains(bytes.ToLower(text), []byte("pg_backend_pid")) {
+		s.targeted.Store(s.env.now().UnixNano())
+	}
+}
+
+// isTargeted reports whether another session was about to terminate this one a moment ago.
+func (s *Session) isTargeted() bool {
+	at := s.targeted.Load()
+	return at != 0 && s.env.now().UnixNano()-at < int64(targetedFor)
+}
+
+// standIn returns the process id of an idle server connection that stands for t, which holds none: if the server ends that
+// connection, t ends. It is not lent any more. 0 if none is idle.
+func (p *pool) standIn(t *Session) uint32 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.idle)
+	if n == 0 {
+		return 0
+	}
+	sc := p.idle[n-1]
+	p.idle = p.idle[:n-1]
+	sc.standsFor.Store(t)
+	sc.killed.Store(true)
+	_ = sc.link.Conn().SetReadDeadline(p.env.now().Add(targetedFor))
+	return sc.pid
+}
+
+// mourn ends the session for which sc stood, where the server ended sc because somebody asked for it.
+func (sc *server) mourn(msg []byte) {
+	if t := sc.standsFor.Load(); t != nil && msg[0] == wire.ErrorResponse &&
+		string(wire.ErrorField(msg[wire.HeaderLen:], 'C')) == codeAdminShutdown {
+		t.end(errShutdown)
+	}
+}
+
+// pidStatement is a named statement about processes: which process ids its text has to hold changes from use to use.
+type pidStatement struct {
+	parse   []byte // the client's Parse
+	sent    []byte // as it was sent last
+	signals bool
+}
+
+// maxPidStatement bounds the size of a statement in which process ids are looked for.
+const maxPidStatement = 4 << 10
+
+// maxPidStatements bounds how many of a session's statements are kept up to date.
+const maxPidStatements = 16
+
+// parsePids translates the text in a whole Parse of a statement about processes, and remembers a named one.
+func (s *Session) parsePids(msg []byte) {
+	name, text, ok := wire.CString(msg[wire.HeaderLen:])
+	if !ok {
+		return
+	}
+	if len(msg) > maxPidStatement {
+		return
+	}
+	st := &pidStatement{parse: bytes.Clone(msg), signals: signals(text)}
+	s.endsItself(text)
+	s.translate(text, st.signals)
+	st.sent = bytes.Clone(msg)
+	if s.pidNames == nil {
+		s.pidNames = make(map[string]*pidStatement)
+	}
+	if _, known := s.pidNames[string(name)]; known || len(s.pidNames) < maxPidStatements {
+		s.pidNames[string(name)] = st
+	}
+}
+
+// bindPids sees to the process ids in a whole Bind and in the statement that it uses.
+func (s *Session) bindPids(msg []byte, first bool) stop {
+	_, rest, ok := wire.CString(msg[wire.HeaderLen:])
+	if !ok {
+		return stopNot
+	}
+	name, _, ok := wire.CString(rest)
+	st := s.pidNames[string(name)]
+	if !ok || st == nil {
+		return stopNot
+	}
+	if why := s.renew(name, st, first); why != stopNot {
+		return why
+	}
+	s.translateBound(msg, st.signals)
+	return stopNot
+}
+
+// renew puts a new Parse in front of a Bind to a statement about processes whose process ids have changed.
+func (s *Session) renew(name []byte, st *pidStatement, first bool) stop {
+	now := bytes.Clone(st.parse)
+	if _, text, ok := wire.CString(now[wire.HeaderLen:]); ok {
+		s.translate(text, st.signals)
+	}
+	if len(name) == 0 || bytes.Equal(now, st.sent) {
+		return stopNot
+	}
+	if !first {
+		return stopPrime
+	}
+	st.sent = now
+	s.prefix = wire.AppendHeader(s.prefix, wire.Close, len(name)+2)
+	s.prefix = append(append(append(s.prefix, 'S'), name...), 0)
+	s.prefix = append(s.prefix, now...)
+	s.turn.InjectClose()
+	s.turn.InjectParse(false)
+	return stopNot
+}
+
+// translateBound replaces the process ids of sessions among the parameters of a whole Bind, in place.
+func (s *Session) translateBound(msg []byte, signals bool) {
+	_, b, _ := wire.CString(msg[wire.HeaderLen:])
+	_, b, ok := wire.CString(b)
+	if !ok || len(b) < 2 {
+		return
+	}
+	formats := int(binary.BigEndian.Uint16(b))
+	if len(b) < 4+2*formats {
+		return
+	}
+	codes, b := b[2:2+2*formats], b[2+2*formats:]
+	count := int(binary.BigEndian.Uint16(b))
+	b = b[2:]
+	for i := 0; i < count && len(b) >= 4; i++ {
+		l := int(int32(binary.BigEndian.Uint32(b)))
+		b = b[4:]
+		if l < 0 {
+			continue
+		}
+		if l > len(b) {
+			return
+		}
+		s.translateValue(b[:l], formatOf(codes, i), signals)
+		b = b[l:]
+	}
+}
+
+// formatOf returns the format of parameter i of a Bind, 1 being binary.
+func formatOf(codes []byte, i int) uint16 {
+	switch {
+	case len(codes) == 0:
+		return 0
+	case len(codes) == 2:
+		i = 0
+	case len(codes) < 2*i+2:
+		return 0
+	}
+	return binary.BigEndian.Uint16(codes[2*i:])
+}
+
+func (s *Session) translateValue(v []byte, format uint16, signals bool) {
+	switch {
+	case format == 0:
+		s.translate(v, signals)
+	case len(v) == 4:
+		if real, ok := s.env.realPid(binary.BigEndian.Uint32(v), signals); ok {
+			binary.BigEndian.PutUint32(v, real)
+		}
+	case len(v) == 8 && binary.BigEndian.Uint64(v) < 1<<31:
+		if real, ok := s.env.realPid(uint32(binary.BigEndian.Uint64(v)), signals); ok {
+			binary.BigEndian.PutUint64(v, uint64(real))
+		}
+	}
+}
+
+// aboutPids reports whether a statement is about processes.
+func aboutPids(in *sqlscan.Info) bool { return in != nil && in.Effects&sqlscan.Pid != 0 }

@@ -1,0 +1,104 @@
+package pgmoor_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgmoor/pgmoor/internal/pgtest"
+)
+
+// bound runs a statement with one parameter by the extended protocol.
+func (c *client) bound(sql, name string, format int16, value []byte) reply {
+	c.t.Helper()
+	c.send(&pgproto3.Parse{Name: name, Query: sql}, &pgproto3.Bind{PreparedStatement: name, ParameterFormatCodes: []int16{format}, Parameters: [][]byte{value}},
+		&pgproto3.Execute{}, &pgproto3.Sync{})
+	return c.reply()
+}
+
+func TestAProcessIDOfACancelKeyNamesItsSession(t *testing.T) {
+	const terminate = "SELECT pg_terminate_backend($1)"
+	for way, end := range map[string]func(by, c *client) reply{
+		"literal": func(by, c *client) reply { return by.query(fmt.Sprintf("SELECT pg_terminate_backend(%d)", c.pid)) },
+		"text":    func(by, c *client) reply { return by.bound(terminate, "", 0, fmt.Append(nil, c.pid)) },
+		"binary": func(by, c *client) reply {
+			return by.bound(terminate, "", 1, binary.BigEndian.AppendUint32(nil, c.pid))
+		},
+		"named": func(by, c *client) reply { return by.bound(terminate, "a", 0, fmt.Append(nil, c.pid)) },
+	} {
+		for state, prepare := range map[string]func(c *client){
+			"idle":             func(c *client) {},
+			"in a transaction": func(c *client) { c.ok("BEGIN") },
+			"in a query":       func(c *client) { c.ask("SELECT pg_sleep(1000)") },
+			"pinned":           func(c *client) { c.ok("LISTEN a") },
+		} {
+			t.Run(way+"/"+state, func(t *testing.T) {
+				p := startProxy(t, trusting(pgtest.Shared(t, 18)))
+				c, by, bystander := over(t, p), overAs(t, p, "app"), over(t, p)
+				c.ok("SELECT 1")
+				by.ok("BEGIN") // a connection of its own; the one that c had is idle
+				bystander.ok("SET work_mem = '5MB'")
+				used := func() int { return p.Stats().Servers - p.Stats().ServersIdle }
+				require.Eventually(t, func() bool { return used() == 1 }, patience, time.Millisecond)
+				if prepare(c); state != "idle" {
+					require.Eventually(t, func() bool { return used() == 2 }, patience, time.Millisecond)
+				}
+				got := end(by, c)
+				require.Nil(t, got.err)
+				require.Equal(t, []string{"t"}, got.rows)
+				c.ended("57P01")
+				require.Equal(t, "5MB", bystander.ok("SHOW work_mem"))
+				by.ok("COMMIT")
+			})
+		}
+	}
+}
+
+func TestTerminatingNeedsTheServersPermission(t *testing.T) {
+	cluster := pgtest.Shared(t, 18)
+	p := startProxy(t, trusting(cluster))
+	owner, by := overAs(t, p, "postgres"), over(t, p)
+	owner.ok("SELECT 1")
+	for range 3 {
+		require.Equal(t, "42501", by.query(fmt.Sprintf("SELECT pg_terminate_backend(%d)", owner.pid)).code())
+		owner.ok("SELECT 1")
+	}
+}
+
+func TestACancelByProcessIDReachesItsSession(t *testing.T) {
+	p := startProxy(t, trusting(pgtest.Shared(t, 15)))
+	c, by := over(t, p), over(t, p)
+	c.ask("SELECT pg_sleep(1000)")
+	require.Eventually(t, func() bool { return p.Stats().Servers > p.Stats().ServersIdle }, patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return by.ok(fmt.Sprintf("SELECT pg_cancel_backend(%d)", c.pid)) == "t"
+	}, patience, 10*time.Millisecond)
+	require.Equal(t, "57014", c.reply().code())
+	c.ok("SELECT 1")
+}
+
+func TestWhoBlocksWhomIsAskedByProcessID(t *testing.T) {
+	cluster := pgtest.Shared(t, 18)
+	cluster.Exec(t, "CREATE TABLE IF NOT EXISTS blocked (i int)")
+	p := startProxy(t, trusting(cluster))
+	holder, blocked, watch := overAs(t, p, "postgres"), overAs(t, p, "postgres"), overAs(t, p, "postgres")
+	watch.send(&pgproto3.Parse{Name: "w", Query: fmt.Sprintf("SELECT pg_isolation_test_session_is_blocked($1, '{%d,%d}')", holder.pid, blocked.pid)}, &pgproto3.Sync{})
+	require.Nil(t, watch.reply().err)
+	waits := func() []string {
+		watch.send(&pgproto3.Bind{PreparedStatement: "w", Parameters: [][]byte{fmt.Append(nil, blocked.pid)}}, &pgproto3.Execute{}, &pgproto3.Sync{})
+		got := watch.reply()
+		require.Nil(t, got.err)
+		return got.rows
+	}
+	require.Equal(t, []string{"f"}, waits())
+	holder.ok("BEGIN", "LOCK TABLE blocked")
+	blocked.ask("SELECT * FROM blocked")
+	require.Eventually(t, func() bool { return waits()[0] == "t" }, patience, 10*time.Millisecond)
+	holder.ok("COMMIT")
+	require.Nil(t, blocked.reply().err)
+	require.Equal(t, []string{"f"}, waits())
+}
