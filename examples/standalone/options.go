@@ -31,6 +31,7 @@ type options struct {
 	tlsKey       string
 	metrics      string
 	socketMode   fileMode
+	pinning      string
 	logLevel     slog.Level
 	drainTimeout time.Duration
 
@@ -97,6 +98,52 @@ func (m *fileMode) Set(s string) error {
 	return nil
 }
 
+// verifyModes are the values of -verify.
+var verifyModes = map[string]pgmoor.VerifyMode{
+	"pinned": pgmoor.VerifyPinned, "never": pgmoor.VerifyNever, "listed": pgmoor.VerifyListed, "always": pgmoor.VerifyAlways,
+}
+
+// verifyMode is a flag that takes the name of a mode.
+type verifyMode pgmoor.VerifyMode
+
+// String returns the name.
+func (m *verifyMode) String() string {
+	for name, v := range verifyModes {
+		if v == pgmoor.VerifyMode(*m) {
+			return name
+		}
+	}
+	return ""
+}
+
+// Set reads it.
+func (m *verifyMode) Set(s string) error {
+	v, ok := verifyModes[s]
+	if !ok {
+		return errors.New("not one of pinned, never, listed, always")
+	}
+	*m = verifyMode(v)
+	return nil
+}
+
+// names is a flag of names with commas between them.
+type names []string
+
+// String joins them.
+func (n *names) String() string { return strings.Join(*n, ",") }
+
+// Set takes them apart.
+func (n *names) Set(s string) error {
+	*n = nil
+	for name := range strings.SplitSeq(s, ",") {
+		if name = strings.TrimSpace(name); name == "" {
+			return errors.New("a name is empty: put a comma between two names and nowhere else, as in a,b")
+		}
+		*n = append(*n, name)
+	}
+	return nil
+}
+
 // isSocket reports whether an address is the path of a Unix socket.
 func isSocket(addr string) bool { return strings.ContainsRune(addr, '/') }
 
@@ -132,6 +179,7 @@ func (o *options) flags() *flag.FlagSet {
 	f := flag.NewFlagSet("standalone", flag.ContinueOnError)
 	c := &o.config
 	c.BorrowTimeout, c.IdleTimeout, c.HandshakeTimeout = pgmoor.DefaultBorrowTimeout, pgmoor.DefaultIdleTimeout, pgmoor.DefaultHandshakeTimeout
+	c.UnpinInterval = pgmoor.DefaultUnpinInterval
 	o.drainTimeout, o.socketMode = 30*time.Second, 0o777
 	f.Var(&o.listen, "listen", "accept clients on `ADDRESS`: HOST:PORT, or the path of a Unix socket; may be repeated (default 127.0.0.1:6432)")
 	f.Var(&o.socketMode, "socket-mode", "give Unix sockets the permissions `OCTAL`, as PostgreSQL's unix_socket_permissions")
@@ -152,10 +200,19 @@ func (o *options) flags() *flag.FlagSet {
 	f.Var((*duration)(&c.IdleTimeout), "idle-timeout", "close a server connection that was idle for `DURATION`; 0: never")
 	f.Var((*duration)(&c.HandshakeTimeout), "handshake-timeout", "give a client `DURATION` for TLS and its password. While no server can be reached, a login takes\n"+
 		"longer: up to -borrow-timeout, or the DSN's connect_timeout where that is 0")
+	f.StringVar(&o.pinning, "pinning", "default", "which session state is carried and which makes a client keep its server connection: `POLICY`\n"+
+		"default (settings are carried, pins end), or strict (as RDS Proxy: a client is pinned for anything,\nuntil it disconnects)")
+	f.Var((*verifyMode)(&c.Verify), "verify", "when a server is asked what a client has left behind: `MODE` pinned (when a pin may have ended), never,\n"+
+		"listed (also after transactions that call one of -verify-functions), or always (after every transaction)")
+	f.Var((*names)(&c.VerifyFunctions), "verify-functions", "`NAMES` of functions that change settings, make temporary objects or take locks, with commas between\n"+
+		"them; with -verify listed")
+	f.Var((*duration)(&c.UnpinInterval), "unpin-interval", "ask after `DURATION` whether a pinned client still needs its server connection; 0: only when others wait\n"+
+		"for one, or behind a statement that may have ended the reason")
 	f.Var((*duration)(&o.drainTimeout), "drain-timeout", "let transactions take `DURATION` to finish after the first signal")
 	f.StringVar(&o.metrics, "metrics", "", "serve figures over HTTP on `HOST:PORT`: /stats (JSON; OldestWait in nanoseconds) and /healthz")
-	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "log `LEVEL` and above: error (no server lets the proxy in, a listener is gone), warn (a server cannot be\n"+
-		"reached at the start), info (also clients that are refused), debug (also clients that hang up, and pins)")
+	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "log `LEVEL` and above: error (no server lets the proxy in, a listener is gone), warn (also clients that are\n"+
+		"pinned, and a server that cannot be reached at the start), info (also pins that end, and clients that are refused),\n"+
+		"debug (also clients that hang up)")
 	f.BoolVar(&o.version, "version", false, "print the version and exit")
 	return f
 }
@@ -183,6 +240,9 @@ func (o *options) resolve() error {
 	if o.config.IdleTimeout == 0 {
 		o.config.IdleTimeout = -1
 	}
+	if err := o.resolvePinning(); err != nil {
+		return err
+	}
 	if o.metrics != "" && !isHostPort(o.metrics) {
 		return fmt.Errorf("-metrics %s is not HOST:PORT", o.metrics)
 	}
@@ -194,6 +254,29 @@ func (o *options) resolve() error {
 	// New only checks its Config; it opens nothing.
 	_, err := pgmoor.New(nil, o.config)
 	return err
+}
+
+func (o *options) resolvePinning() error {
+	switch o.pinning {
+	case "default":
+		o.config.Pinning = pgmoor.DefaultPinning{}
+	case "strict":
+		o.config.Pinning = pgmoor.StrictPinning{}
+	default:
+		return fmt.Errorf("-pinning %q is not one of default, strict", o.pinning)
+	}
+	listed := o.config.Verify == pgmoor.VerifyListed
+	switch n := len(o.config.VerifyFunctions); {
+	case listed && n == 0:
+		return errors.New("-verify listed needs -verify-functions")
+	case !listed && n > 0:
+		return errors.New("-verify-functions needs -verify listed")
+	case o.config.UnpinInterval < 0:
+		return errors.New("-unpin-interval must not be negative; 0 means that no time makes a server asked")
+	case o.config.UnpinInterval == 0:
+		o.config.UnpinInterval = -1
+	}
+	return nil
 }
 
 func (o *options) resolveUpstream() error {

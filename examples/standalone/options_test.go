@@ -21,6 +21,7 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 		"-listen", "127.0.0.1:7000", "-listen", "/run/pgmoor.sock", "-upstream", "postgres://u:p@db1,db2:6000/x?sslmode=require",
 		"-users", users, "-max-connections", "7", "-max-opening", "2", "-borrow-timeout", "0", "-idle-timeout", "0",
 		"-handshake-timeout", "5s", "-log-level", "warn", "-socket-mode", "0770",
+		"-pinning", "strict", "-verify", "listed", "-verify-functions", "enter_tenant, app.lock_job", "-unpin-interval", "0",
 	}, io.Discard)
 	require.NoError(t, err)
 	require.Equal(t, addresses{"127.0.0.1:7000", "/run/pgmoor.sock"}, o.listen)
@@ -31,6 +32,10 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 	require.Equal(t, 2, c.MaxOpening)
 	require.Equal(t, pgmoor.NoWait, c.BorrowTimeout)
 	require.Negative(t, c.IdleTimeout)
+	require.Equal(t, pgmoor.StrictPinning{}, c.Pinning)
+	require.Equal(t, pgmoor.VerifyListed, c.Verify)
+	require.Equal(t, []string{"enter_tenant", "app.lock_job"}, c.VerifyFunctions)
+	require.Negative(t, c.UnpinInterval)
 	require.EqualValues(t, 0o770, o.socketMode)
 	require.Equal(t, 5*time.Second, c.HandshakeTimeout)
 	require.Contains(t, o.secrets, "app")
@@ -44,6 +49,21 @@ func TestFlagsDefaultToTheDefaultsOfThePackage(t *testing.T) {
 	require.Equal(t, pgmoor.DefaultMaxConnections, o.config.MaxConnections)
 	require.Equal(t, pgmoor.DefaultBorrowTimeout, o.config.BorrowTimeout)
 	require.Equal(t, pgmoor.DefaultIdleTimeout, o.config.IdleTimeout)
+	require.Equal(t, pgmoor.DefaultUnpinInterval, o.config.UnpinInterval)
+	require.Equal(t, pgmoor.DefaultPinning{}, o.config.Pinning)
+	require.Equal(t, pgmoor.VerifyPinned, o.config.Verify)
+	require.Empty(t, o.config.VerifyFunctions)
+}
+
+func TestEveryVerifyModeHasAName(t *testing.T) {
+	for name, want := range map[string]pgmoor.VerifyMode{
+		"pinned": pgmoor.VerifyPinned, "never": pgmoor.VerifyNever, "listed": pgmoor.VerifyListed, "always": pgmoor.VerifyAlways,
+	} {
+		var m verifyMode
+		require.NoError(t, m.Set(name))
+		require.Equal(t, want, pgmoor.VerifyMode(m))
+		require.Equal(t, name, m.String())
+	}
 }
 
 func TestTheUpstreamMayStandInTheEnvironment(t *testing.T) {
@@ -99,6 +119,12 @@ func TestMistakesInFlagsAreNamed(t *testing.T) {
 		"no unit":              {[]string{up, "-borrow-timeout", "5"}, "a duration needs a unit, as in 5s"},
 		"no duration":          {[]string{up, "-idle-timeout", "soon"}, "not a duration"},
 		"negative idle time":   {[]string{up, "-idle-timeout", "-1s"}, "-idle-timeout must not be negative"},
+		"unknown policy":       {[]string{up, "-pinning", "lax"}, `-pinning "lax" is not one of default, strict`},
+		"unknown mode":         {[]string{up, "-verify", "often"}, "-verify: not one of pinned, never, listed, always"},
+		"listed, but nothing":  {[]string{up, "-verify", "listed"}, "needs -verify-functions"},
+		"nothing is listed":    {[]string{up, "-verify-functions", "f"}, "-verify-functions needs -verify listed"},
+		"an empty name":        {[]string{up, "-verify", "listed", "-verify-functions", "f,,g"}, "a name is empty"},
+		"negative unpinning":   {[]string{up, "-unpin-interval", "-1s"}, "-unpin-interval must not be negative"},
 		"bad listen port":      {[]string{up, "-listen", "127.0.0.1:99999"}, "neither HOST:PORT"},
 		"bad metrics":          {[]string{up, "-metrics", "9090"}, "-metrics 9090 is not HOST:PORT"},
 		"bad socket mode":      {[]string{up, "-socket-mode", "888"}, "octal"},

@@ -19,6 +19,9 @@ import (
 // serve runs the daemon until ctx ends, which is the first signal. It returns nil when every client could finish its
 // transaction.
 func serve(ctx context.Context, o *options, stderr io.Writer) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // before anybody is told that it is ready
+	defer signal.Stop(hangup)
 	o.config.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: o.logLevel}))
 	p, err := pgmoor.New(nil, o.config)
 	if err != nil {
@@ -41,7 +44,7 @@ func serve(ctx context.Context, o *options, stderr io.Writer) error {
 	fmt.Fprintf(stderr, "pgmoor: ready on %s, upstream %s, at most %d server connections\n",
 		strings.Join(where, " and "), strings.Join(o.config.Upstream.Hosts, ","), o.config.MaxConnections)
 	defer startProbe(o)()
-	if err := untilSignal(ctx, served, o.config.Logger); err != nil {
+	if err := untilSignal(ctx, served, hangup, o.config.Logger); err != nil {
 		return err
 	}
 	drained := drain(p, o, stderr)
@@ -56,9 +59,7 @@ func serve(ctx context.Context, o *options, stderr io.Writer) error {
 func serveClients(p *pgmoor.Proxy, served chan<- error) { served <- p.Serve(context.Background()) }
 
 // untilSignal returns nil when ctx ends, and an error when clients are not served any more.
-func untilSignal(ctx context.Context, served <-chan error, log *slog.Logger) error {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
+func untilSignal(ctx context.Context, served <-chan error, hangup <-chan os.Signal, log *slog.Logger) error {
 	for {
 		select {
 		case err := <-served:

@@ -57,13 +57,17 @@ func (l *limited) admit(addr net.Addr) bool {
 	return l.count[host] <= l.limit
 }
 
-// shareReports pins every session as the default policy does, save those of the reporting user: what they SET is shared,
-// which is all right as long as all of them set the same.
-func shareReports(s *pgmoor.Session, effects pgmoor.Effects) pgmoor.Effects {
-	if s.Client().User() == "reports" {
-		return effects &^ pgmoor.EffectSetting
+// frugal is the default policy, save that the reporting user gets no temporary tables that outlive a transaction, and that
+// a schema migration keeps its server connection from its first lock on until it disconnects.
+func frugal(s *pgmoor.Session, st *pgmoor.Statement) pgmoor.Decision {
+	d := pgmoor.DefaultPinning{}.Decide(s, st)
+	if s.Client().User() == "reports" && st.Effects&pgmoor.EffectTempObject != 0 {
+		d.Refuse = &pgmoor.Error{Code: "0A000", Message: "no temporary tables for reports", Hint: "Create them with ON COMMIT DROP in a transaction."}
 	}
-	return effects
+	if name, _ := s.Client().Parameter("application_name"); name == "migrate" && st.Effects&pgmoor.EffectAdvisoryLock != 0 {
+		d.Reason, d.Forever = "migration", true
+	}
+	return d
 }
 
 // newProxy returns a Proxy with both pieces.
@@ -75,7 +79,7 @@ func newProxy(addr string, limit int, db *demodb.DB) (*pgmoor.Proxy, error) {
 	p, err := pgmoor.New(&limited{Listener: l, limit: limit, interval: time.Second}, pgmoor.Config{
 		Upstream: db.Upstream,
 		Secrets:  db.Secrets(),
-		Pinning:  pgmoor.PinningPolicyFunc(shareReports),
+		Pinning:  pgmoor.PinningPolicyFunc(frugal),
 	})
 	if err != nil {
 		_ = l.Close() // it is the Proxy's only if there is one
