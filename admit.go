@@ -344,7 +344,7 @@ func (s *Session) text(b []byte, n int, use textUse) (a act, big bool) {
 		b = t
 	}
 	in := unclassified
-	if !s.opaque && !(s.ambiguous() && dependsOnSettings(b)) {
+	if !s.opaque && (!s.ambiguous() || !dependsOnSettings(b)) {
 		in = s.env.texts.Inspect(b, s.strings)
 	}
 	a, refuse := s.judge(in, b, len(b))

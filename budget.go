@@ -118,7 +118,7 @@ func (b *budget) unclaimLocked(p *pool) {
 // that nobody in the pool waits for it. Each claim costs one connection, and each pool that found no token one that is idle.
 func (b *budget) mustYield(p *pool, servers int, idle bool) bool {
 	f := b.fair.Load()
-	if (f == 0 || !idle && servers < int(f)) && !(idle && b.starving.Load() > 0) {
+	if (f == 0 || !idle && servers < int(f)) && (!idle || b.starving.Load() == 0) {
 		return false
 	}
 	b.mu.Lock()

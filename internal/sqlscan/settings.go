@@ -194,7 +194,7 @@ func (p *settingsParser) scoped() bool {
 		return false
 	}
 	t := p.peek()
-	return !t.symbol('.') && !(t.kind == tokNumber && t.val[0] == '.')
+	return !t.symbol('.') && (t.kind != tokNumber || t.val[0] != '.')
 }
 
 // form reports whether the current token is the keyword of a special form, and not a name that is spelled like that.
