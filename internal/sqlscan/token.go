@@ -167,7 +167,7 @@ func (l *lexer) string(pos int, k quoteKind) token {
 	}
 	t := token{kind: tokString, quote: '\'', val: l.text[pos+1 : l.pos-1]}
 	escapes := k == kindEscape || k == kindUnicode
-	t.exact = k != kindBits && !(escapes && bytes.IndexByte(t.val, '\\') >= 0)
+	t.exact = k != kindBits && (!escapes || bytes.IndexByte(t.val, '\\') < 0)
 	for l.continues() {
 		t.exact = false
 		if !l.endString(k) {
