@@ -43,7 +43,7 @@ func wholeMessages(b []byte) (n int, stop stop) {
 			return n, stopTerminate
 		case l <= len(b)-n:
 			n += l
-		case l > link.BufferSize && len(b)-n > largeHead:
+		case l > link.BufferSize && enough(b[n:]):
 			return len(b), stopNot
 		default:
 			return n, stopNot
@@ -55,6 +55,21 @@ func wholeMessages(b []byte) (n int, stop stop) {
 // largeHead is how much of a message larger than any buffer must be there before it is passed on: its header and the
 // first byte of its body.
 const largeHead = wire.HeaderLen
+
+// maxWaitedName is how much of a Parse larger than any buffer is waited for at most to have its statement's name whole.
+const maxWaitedName = 1 << 10
+
+// enough reports whether what is there of a message larger than any buffer can be passed on.
+func enough(b []byte) bool {
+	if len(b) <= largeHead {
+		return false
+	}
+	if b[0] != wire.Parse || len(b) > maxWaitedName {
+		return true
+	}
+	_, _, ok := wire.CString(b[wire.HeaderLen:])
+	return ok
+}
 
 // feed records the messages at the start of b as sent and returns how many bytes of b to write now, after prefix. The
 // caller holds mu.
@@ -84,7 +99,7 @@ func (s *Session) feedMessages(b []byte) (n int, why stop) {
 			return n, stopMalformed
 		case b[n] == wire.Terminate:
 			return n, stopTerminate
-		case l > len(b)-n && (l <= link.BufferSize || len(b)-n <= largeHead):
+		case l > len(b)-n && (l <= link.BufferSize || !enough(b[n:])):
 			return n, stopNot
 		}
 		msg := b[n:min(n+l, len(b))]

@@ -220,8 +220,10 @@ func TestPinsEndAtAnInterval(t *testing.T) {
 				client.ok("LISTEN a")
 				require.Equal(t, map[string]int{"listen": 1}, r.Stats().PinnedBy)
 				for i, at := range c.asked {
-					time.Sleep(time.Until(begin.Add(at - 3*time.Second)))
-					require.EqualValues(t, i, r.Stats().Verifications, "before %v", at)
+					if i == 0 { // later the interval is over already when the client does something
+						time.Sleep(time.Until(begin.Add(at - 3*time.Second)))
+						require.Zero(t, r.Stats().Verifications, "before %v", at)
+					}
 					time.Sleep(time.Until(begin.Add(at)))
 					require.EqualValues(t, i+1, r.Stats().Verifications, "after %v", at)
 					time.Sleep(time.Until(begin.Add(at + 18*time.Second)))
