@@ -107,7 +107,8 @@ func startProxy(o *options, db *demodb.DB, out io.Writer) (*proxy, error) {
 		Upstream:       db.Upstream,
 		Secrets:        db.Secrets(),
 		MaxConnections: o.connections,
-		Logger:         slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		// Pins are warnings; the display counts them.
+		Logger:         slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
 	})
 	if err != nil {
 		_ = l.Close()
