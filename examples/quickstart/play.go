@@ -108,7 +108,7 @@ func startProxy(o *options, db *demodb.DB, out io.Writer) (*proxy, error) {
 		Secrets:        db.Secrets(),
 		MaxConnections: o.connections,
 		// Pins are warnings; the display counts them.
-		Logger:         slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
 	})
 	if err != nil {
 		_ = l.Close()
