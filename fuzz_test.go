@@ -109,6 +109,8 @@ func (s *scripted) query(sql string) {
 	switch {
 	case sql == "":
 		s.out = append(s.out, backend(wire.EmptyQueryResponse, "")...)
+	case strings.HasPrefix(sql, "SET exit_on_error"): // the proxy's own
+		s.out = wire.AppendComplete(s.out, "SET")
 	case strings.Contains(sql, "error"):
 		s.fail()
 	case strings.Contains(sql, "copy"):

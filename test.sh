@@ -83,7 +83,7 @@ fuzz() {
   while IFS=: read -r file name; do
     name=${name#func }
     echo "${file%/*}: $name"
-    go test -run '^$' -fuzz "^$name\$" -fuzztime "$fuzz_time" "${file%/*}" | grep -v '^fuzz: elapsed'
+    go test -run '^$' -fuzz "^$name\$" -fuzztime "$fuzz_time" -fuzzminimizetime 1s "${file%/*}" | grep -av '^fuzz: elapsed'
   done < <(git ls-files -co --exclude-standard '*_test.go' | sed 's,^,./,' | grep -Ev '^\./(examples|compat|bench)/' |
     xargs grep -oE '^func Fuzz[A-Za-z0-9_]+' /dev/null)
 }
