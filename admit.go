@@ -21,6 +21,7 @@ const (
 	stopMalformed             // the next message cannot be one
 	stopTooMany               // too many answers would be owed
 	stopPrime                 // the next message needs something in front of it
+	stopHold                  // what the next message means depends on answers that are owed
 )
 
 // frontendLength returns the length of the frontend message at the start of b, which holds a header; false if there can
@@ -56,7 +57,7 @@ func wholeMessages(b []byte) (n int, stop stop) {
 // first byte of its body.
 const largeHead = wire.HeaderLen
 
-// maxWaitedName is how much of a Parse larger than any buffer is waited for at most to have its statement's name whole.
+// maxWaitedName is how much of a message larger than any buffer is waited for at most to have its statement's name whole.
 const maxWaitedName = 1 << 10
 
 // enough reports whether what is there of a message larger than any buffer can be passed on.
@@ -64,10 +65,10 @@ func enough(b []byte) bool {
 	if len(b) <= largeHead {
 		return false
 	}
-	if b[0] != wire.Parse || len(b) > maxWaitedName {
+	if len(b) > maxWaitedName {
 		return true
 	}
-	_, _, ok := wire.CString(b[wire.HeaderLen:])
+	_, _, ok := statementName(b)
 	return ok
 }
 
@@ -126,6 +127,7 @@ func (s *Session) feedBody(b []byte) int {
 // something can still be put in front of it.
 func (s *Session) admit(msg []byte, l int, first bool) stop {
 	typ, unnamed := msg[0], false
+	isNamed := false // it is about a named statement
 	if !s.turn.Skipping() && !s.turn.CopyIn() {
 		switch typ {
 		case wire.Parse:
@@ -133,8 +135,20 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 		case wire.Close:
 			unnamed = isUnnamedStatement(msg)
 		}
+		name, at, ok := statementName(msg)
+		switch isNamed = len(name) > 0; {
+		case !ok && l > len(msg):
+			return stopTooMany
+		case isNamed && s.mustWait():
+			return stopHold
+		}
 		if why := s.prime(msg, unnamed, first); why != stopNot {
 			return why
+		}
+		if isNamed && typ != wire.Parse {
+			if why := s.named(msg, name, at, first); why != stopNot {
+				return why
+			}
 		}
 		switch typ {
 		case wire.Query:
@@ -144,6 +158,11 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 			}
 			s.risk = s.risk || s.turn.Status() == 'I'
 			a, big := s.text(msg[wire.HeaderLen:], l-wire.HeaderLen, runsAtOnce)
+			if s.refusal == nil {
+				if why := s.bySQL(a.info, true, first); why != stopNot {
+					return why
+				}
+			}
 			if !big {
 				s.do(a)
 			}
@@ -152,14 +171,24 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 				s.translate(msg[wire.HeaderLen:], signals(msg))
 			}
 		case wire.Parse:
-			s.parse(msg, l, unnamed)
+			if unnamed {
+				if why := s.parse(msg, l, first); why != stopNot {
+					return why
+				}
+			} else if !isNamed {
+				s.cand |= EffectUnclassified
+			} else if why := s.parseNamed(msg, name, l, first); why != stopNot {
+				return why
+			}
 		case wire.Bind:
 			if s.pidNames != nil && l == len(msg) {
 				if why := s.bindPids(msg, first); why != stopNot {
 					return why
 				}
 			}
-			s.bind(msg)
+			if why := s.bind(msg, first); why != stopNot {
+				return why
+			}
 		case wire.Execute:
 			s.risk = s.risk || s.portalRisk
 			for _, a := range s.portals {
@@ -184,10 +213,31 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 		s.refuse(msg, e)
 		s.instead = len(msg)
 	}
-	if !s.turn.Sent(typ, unnamed) {
+	if !s.record(typ, unnamed, isNamed) {
 		return stopTooMany
 	}
 	return stopNot
+}
+
+// record enters a message that is sent in the books of what is owed. It reports false when that would be too much.
+func (s *Session) record(typ byte, unnamed, isNamed bool) bool {
+	switch typ {
+	case wire.Parse:
+		switch {
+		case s.faked:
+			s.faked = false
+			return s.turn.SentFaked()
+		case !unnamed && !isNamed && !s.turn.Skipping() && !s.turn.CopyIn(): // it has no end, and will be an error
+			s.enter(stmtOp{})
+		}
+	case wire.Close:
+		if isNamed {
+			return s.turn.SentClose()
+		}
+	case wire.Sync, wire.Query, wire.FunctionCall:
+		s.batch++
+	}
+	return s.turn.Sent(typ, unnamed)
 }
 
 // isUnnamedStatement reports whether a Close means the unnamed statement.
@@ -195,25 +245,12 @@ func isUnnamedStatement(msg []byte) bool {
 	return len(msg) == wire.HeaderLen+2 && msg[wire.HeaderLen] == 'S' && msg[wire.HeaderLen+1] == 0
 }
 
-// parse looks at a Parse. Nothing has an effect yet; but that a named statement exists is one.
-func (s *Session) parse(msg []byte, l int, unnamed bool) {
+// parse looks at a Parse of the unnamed statement. Nothing has an effect yet.
+func (s *Session) parse(msg []byte, l int, first bool) stop {
 	body := msg[wire.HeaderLen:]
-	if !unnamed {
-		s.nameRisk = true
-		s.cand |= EffectNamedStatement
-		_, text, ok := wire.CString(body)
-		if !ok { // the end of the name is yet to come
-			s.cand |= EffectUnclassified
-			return
-		}
-		a, big := s.text(text, l-len(msg)+len(text), preparesNamed)
-		if !big {
-			s.remember(a)
-		}
-		if aboutPids(a.info) {
-			s.parsePids(msg)
-		}
-		return
+	a, big := s.text(body[1:], l-len(msg)+len(body)-1, preparesUnnamed)
+	if why := s.bySQL(a.info, false, first); why != stopNot {
+		return why
 	}
 	s.queried = false // it would have dropped the one before
 	s.unnamedID = s.env.statementIDs.Add(1)
@@ -224,12 +261,12 @@ func (s *Session) parse(msg []byte, l int, unnamed bool) {
 	} else {
 		s.unnamed = append(s.unnamed[:0], msg...)
 	}
-	a, big := s.text(body[1:], l-len(msg)+len(body)-1, preparesUnnamed)
 	s.lexical = s.lexical || a.info != nil && a.info.Effects&sqlscan.Lexical != 0
 	if s.stmt = a; aboutPids(a.info) {
 		s.parsePids(msg)
 	}
 	s.stmtRisk = big || l > len(msg) || a.info != nil && a.info.Effects&mayCommit != 0
+	return stopNot
 }
 
 // remember takes what a named statement may do as done: the session is pinned as long as it has one.
@@ -258,7 +295,7 @@ func (s *Session) stick(in *sqlscan.Info) {
 }
 
 // bind looks at a Bind.
-func (s *Session) bind(msg []byte) {
+func (s *Session) bind(msg []byte, first bool) stop {
 	_, rest, ok := wire.CString(msg[wire.HeaderLen:]) // the portal's name
 	switch {
 	case !ok || len(rest) == 0:
@@ -268,23 +305,27 @@ func (s *Session) bind(msg []byte) {
 	default:
 		s.portalRisk = s.portalRisk || s.stmtRisk
 		if in := s.stmt.info; in != nil {
+			if why := s.bySQL(in, true, first); why != stopNot {
+				return why
+			}
 			s.touchBound(in, msg)
-			s.bindAct()
+			s.bindAct(s.stmt)
 		}
 	}
+	return stopNot
 }
 
 // maxPortals bounds how many acts of portals are kept apart.
 const maxPortals = 64
 
-// bindAct remembers what running a portal of the unnamed statement may do.
-func (s *Session) bindAct() {
+// bindAct remembers what running a portal of a statement may do.
+func (s *Session) bindAct(a act) {
 	switch n := len(s.portals); {
-	case n > 0 && s.portals[n-1] == s.stmt:
+	case n > 0 && s.portals[n-1] == a:
 	case n >= maxPortals:
-		s.do(s.stmt)
+		s.do(a)
 	default:
-		s.portals = append(s.portals, s.stmt)
+		s.portals = append(s.portals, a)
 	}
 }
 
@@ -362,7 +403,7 @@ func (s *Session) text(b []byte, n int, use textUse) (a act, big bool) {
 	if !s.opaque && (!s.ambiguous() || !dependsOnSettings(b)) {
 		in = s.env.texts.Inspect(b, s.strings)
 	}
-	a, refuse := s.judge(in, b, len(b))
+	a, refuse := s.judge(in, b, len(b), use)
 	if refuse != nil {
 		s.refusal = refuse
 	}
@@ -451,7 +492,7 @@ func (s *Session) bigRead(big *bigText) {
 		e |= sqlscan.Setting | sqlscan.UnknownSetting
 	}
 	in := &sqlscan.Info{Effects: e, Verb: big.scan.Verb(), Statements: big.scan.Statements()}
-	a, refuse := s.judge(in, big.head, big.size)
+	a, refuse := s.judge(in, big.head, big.size, big.use)
 	switch {
 	case refuse != nil: // the server gets no end of it
 		s.axed, s.closing = true, refuse

@@ -26,6 +26,7 @@ const (
 	DefaultConnectTimeout   = 30 * time.Second
 	DefaultIdleTimeout      = 5 * time.Minute
 	DefaultUnpinInterval    = time.Second
+	DefaultMaxStatements    = 256
 )
 
 // VerifyMode says when a server is asked what a session has left behind on it: one query, between transactions.
@@ -74,6 +75,11 @@ type Config struct {
 	// MaxOpening is the greatest number of logins to the servers that are under way at once, for each database
 	// and user. If zero, DefaultMaxOpening.
 	MaxOpening int
+
+	// MaxStatements is the greatest number of named prepared statements that are kept on a server connection, for all clients
+	// together. Beyond it the one that was not used for the longest time is closed, and prepared again where a client uses it. If
+	// zero, DefaultMaxStatements.
+	MaxStatements int
 
 	// BorrowTimeout is how long a request waits for a server connection before it fails with SQLSTATE 08000, and a client
 	// that logs in for the first one of its kind (see HandshakeTimeout). It is RDS Proxy's
@@ -175,7 +181,7 @@ func (c *Config) validate() error {
 		v    int
 	}{
 		{"MaxConnections", c.MaxConnections},
-		{"MaxOpening", c.MaxOpening},
+		{"MaxOpening", c.MaxOpening}, {"MaxStatements", c.MaxStatements},
 		{"MaxHandshakes", c.MaxHandshakes},
 		{"HandshakeTimeout", int(c.HandshakeTimeout)},
 		{"Upstream.ConnectTimeout", int(c.Upstream.ConnectTimeout)},
@@ -215,6 +221,8 @@ func orDefault[T comparable](v, def T) T {
 }
 
 func (c *Config) maxConnections() int { return orDefault(c.MaxConnections, DefaultMaxConnections) }
+
+func (c *Config) maxStatements() int { return orDefault(c.MaxStatements, DefaultMaxStatements) }
 
 func (c *Config) maxOpening() int { return orDefault(c.MaxOpening, DefaultMaxOpening) }
 

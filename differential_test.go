@@ -60,7 +60,7 @@ func variants(c *pgtest.Cluster) map[string]pgmoor.Config {
 	secure := one
 	secure.Upstream.SSLMode, secure.Upstream.TLSConfig = "verify-full", tlsRoots(c)
 	turns := pgmoor.WithRotation(trusting(c))
-	turns.MaxConnections = 4
+	turns.MaxConnections, turns.MaxStatements = 4, 3
 	return map[string]pgmoor.Config{"OneConnection": one, "PlainIO": plain, "TLSUpstream": secure, "TakenInTurn": turns}
 }
 

@@ -108,6 +108,7 @@ func (sc *server) wind(s *Session) {
 		q = wire.AppendQuery(wire.AppendQuery(nil, resetRole), discardAll)
 		s.turn.Sent(wire.Query, false) // one of the two
 		sc.reset, sc.failed, sc.set = true, false, settings{}
+		sc.prepared.Clear()
 	default:
 		s.primed = true
 		sc.failed = true // whatever unnamed statement there is is nobody's

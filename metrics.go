@@ -48,4 +48,6 @@ type counters struct {
 	borrowTimeouts, cancels               atomic.Int64
 	loginFailures, openFailures, recycled atomic.Int64
 	setUps, verifications                 atomic.Int64
+	stmtsPrepared, stmtsShared            atomic.Int64
+	stmtsEvicted                          atomic.Int64
 }

@@ -61,7 +61,7 @@ func (e Effects) name() string {
 
 // carried are the effects that follow a session from one server connection to another: nobody is pinned for them unless a
 // policy says so.
-const carried = EffectSetting | EffectSQLExecute | EffectCursor | EffectDiscard | EffectStatementTooLarge
+const carried = EffectSetting | EffectNamedStatement | EffectSQLPrepare | EffectSQLExecute | EffectCursor | EffectDiscard | EffectStatementTooLarge
 
 // transactional are the effects that PostgreSQL undoes when the transaction is rolled back.
 const transactional = EffectSetting | EffectUntrackedSetting | EffectListen | EffectTempObject | EffectHoldableCursor
@@ -79,7 +79,7 @@ const unresettable = EffectLoad | EffectRandomSeed | EffectForeignState | Effect
 
 // mandatory are the effects for which a session is pinned whatever the policy shares: without it the proxy itself would
 // fail, or the pin was asked for.
-const mandatory = EffectNamedStatement | EffectReplication | EffectProtocol | EffectUnnamedStatement | EffectPolicy
+const mandatory = EffectReplication | EffectProtocol | EffectUnnamedStatement | EffectPolicy
 
 // strictTextSize is from what size on a text pins on RDS Proxy.
 const strictTextSize = 16 << 10
@@ -188,7 +188,7 @@ const pinningScan = sqlscan.Setting | sqlscan.UnknownSetting | sqlscan.Listen | 
 const mayCommit = sqlscan.TxnEnd | sqlscan.Call | sqlscan.Unsure
 
 // noted are the scanner's effects that a session acts upon when a statement with them is run.
-const noted = pinningScan | sqlscan.Release | sqlscan.Discard | sqlscan.TxnEnd | sqlscan.Call | sqlscan.Listed | sqlscan.Create | sqlscan.Pid | sqlscan.Lexical
+const noted = pinningScan | sqlscan.PrepView | sqlscan.Release | sqlscan.Discard | sqlscan.TxnEnd | sqlscan.Call | sqlscan.Listed | sqlscan.Create | sqlscan.Pid | sqlscan.Lexical
 
 func effectsOf(e sqlscan.Effect) (out Effects) {
 	for _, m := range scanned {

@@ -35,8 +35,11 @@ func (a act) shares(e Effects) bool { return a.deed != nil && a.deed.share&e != 
 
 // judge decides what running a statement means. text may be the beginning of a text of size bytes only. The caller holds
 // mu.
-func (s *Session) judge(in *sqlscan.Info, text []byte, size int) (act, *Error) {
+func (s *Session) judge(in *sqlscan.Info, text []byte, size int, use textUse) (act, *Error) {
 	e := effectsOf(in.Effects)
+	if use == preparesNamed && !s.env.defaultPolicy {
+		e |= EffectNamedStatement
+	}
 	if size > strictTextSize {
 		e |= EffectStatementTooLarge
 	}

@@ -69,15 +69,17 @@ var _ net.Listener = (*Proxy)(nil)
 
 // env is what sessions and pools share.
 type env struct {
-	cfg       *Config
-	up        *upstream
-	log       *slog.Logger
-	policy    PinningPolicy
-	rotate    bool
-	count     counters
-	pinnedNow atomic.Int32   // sessions that are pinned
-	backends  sync.Map       // process ids of server connections to *server
-	texts     *sqlscan.Cache // what is known of statement texts
+	cfg           *Config
+	up            *upstream
+	log           *slog.Logger
+	policy        PinningPolicy
+	rotate        bool
+	defaultPolicy bool
+	maxStatements int // on a server connection
+	count         counters
+	pinnedNow     atomic.Int32   // sessions that are pinned
+	backends      sync.Map       // process ids of server connections to *server
+	texts         *sqlscan.Cache // what is known of statement texts
 
 	ids, statementIDs atomic.Uint64
 
@@ -111,7 +113,7 @@ func New(l net.Listener, cfg Config) (*Proxy, error) {
 		budget: &budget{limit: cfg.maxConnections()}, deaf: make(chan struct{}),
 	}
 	p.env = &env{
-		cfg: &p.cfg, up: up, log: cfg.logger(), policy: cfg.pinning(), rotate: cfg.rotate,
+		cfg: &p.cfg, up: up, log: cfg.logger(), policy: cfg.pinning(), rotate: cfg.rotate, maxStatements: cfg.maxStatements(), defaultPolicy: cfg.pinning() == DefaultPinning{},
 		byPid: make(map[uint32]*Session), lastPid: firstPid, pins: make(map[string]pinCount),
 		texts: sqlscan.NewCache(cachedTexts, cfg.VerifyFunctions...),
 	}

@@ -47,26 +47,35 @@ func (s *Session) step(b []byte, done int) (int, link.Next) {
 		return len(b), link.Park
 	case s.axed || s.waitErr != nil || s.lostErr != nil: // interrupted comes first
 		return s.keepLocked(b, done)
-	case s.waiting || s.sending || s.finishing || s.unmooring:
+	case s.waiting || s.sending || s.finishing || s.unmooring || s.holding:
 		return s.keepLocked(b, done)
 	case s.srv != nil:
-		return s.directLocked(b)
+		return s.directLocked(b, done)
 	}
 	return s.borrowLocked(b, done)
 }
 
-// directLocked writes b to the server connection that the session holds.
-func (s *Session) directLocked(b []byte) (int, link.Next) {
+// directLocked writes b, which begins at done in what the handler was given, to the server connection that the session holds.
+func (s *Session) directLocked(b []byte, done int) (int, link.Next) {
 	sc := s.srv
 	n, stop := s.feed(b)
-	prefix, instead := s.prefix, s.instead
-	s.prefix, s.instead = nil, 0
-	s.sending = n > 0
-	s.mu.Unlock()
 	if n == 0 {
+		if stop == stopHold {
+			s.holding = true
+			return s.keepLocked(b, done)
+		}
+		s.mu.Unlock()
 		return s.stopped(stop, b)
 	}
-	if !s.transmit(sc, prefix, b[instead:n]) {
+	prefix, out := s.prefix, b[s.instead:n]
+	s.prefix, s.instead = nil, 0
+	if stop == stopPrime { // in one write all the same
+		rest, k, _ := s.feedRest(append(append([]byte(nil), prefix...), out...), b[n:])
+		prefix, out, n = nil, rest, n+k
+	}
+	s.sending = true
+	s.mu.Unlock()
+	if !s.transmit(sc, prefix, out) {
 		return s.leaveFor(leaveUnsent, n)
 	}
 	s.sent(sc)
@@ -88,6 +97,21 @@ func (s *Session) transmit(sc *server, prefix, b []byte) bool {
 	}
 	s.unsent, s.unsentTo = append([]byte(nil), b[n:]...), sc
 	return false
+}
+
+// feedRest appends to out what is to be written of b, and returns how many bytes of b that stands for.
+func (s *Session) feedRest(out, b []byte) (all []byte, done int, why stop) {
+	for done < len(b) {
+		var n int
+		n, why = s.feed(b[done:])
+		if n == 0 {
+			break
+		}
+		out = append(append(out, s.prefix...), b[done+s.instead:done+n]...)
+		s.prefix, s.instead = nil, 0
+		done += n
+	}
+	return out, done, why
 }
 
 // maxScratch bounds the scratch space that a session keeps.
@@ -119,7 +143,7 @@ func (s *Session) sent(sc *server) {
 	case end:
 		s.mu.Unlock()
 		sc.endTurn(s)
-	case !s.pending.empty() && !s.unmooring:
+	case !s.pending.empty() && !s.unmooring && !s.holding:
 		s.pushLocked(sc, false)
 	case s.held || s.closing != nil:
 		s.held = false
@@ -351,7 +375,13 @@ func (s *Session) pushLocked(sc *server, own bool) bool {
 	s.pending = chunk{}
 	s.sending = true
 	setUp := s.setUp(sc)
-	out, stop := s.feedAll(c.bytes())
+	out, fed, stop := s.feedAll(c.bytes())
+	if stop == stopHold {
+		rest := c
+		rest.off, rest.size = c.off+fed, c.size-fed
+		s.pending, s.holding = rest, true
+		c = chunk{}
+	}
 	s.mu.Unlock()
 	if setUp != nil {
 		out = append(setUp, out...)
@@ -369,7 +399,7 @@ func (s *Session) pushLocked(sc *server, own bool) bool {
 	}
 	c.free()
 	switch {
-	case stop != stopNot: // wholeMessages has let nothing else through
+	case stop != stopNot && stop != stopHold: // wholeMessages has let nothing else through
 		s.end(errPipeline)
 	case n == len(out):
 		s.sent(sc)
@@ -392,21 +422,24 @@ func (s *Session) postpone(sc *server, rest []byte, own bool) bool {
 	return held
 }
 
-// feedAll feeds b, which holds whole messages or the beginning of a large one, and returns what is to be written.
-func (s *Session) feedAll(b []byte) (out []byte, stop stop) {
-	for len(b) > 0 {
-		n, stop := s.feed(b)
-		if n == 0 {
-			return out, stop
-		}
-		if out == nil && s.prefix == nil && n == len(b) {
-			return b, stopNot
-		}
-		out = append(append(out, s.prefix...), b[s.instead:n]...)
-		s.prefix, s.instead = nil, 0
-		b = b[n:]
+// feedAll feeds b, which holds whole messages or the beginning of a large one, and returns what is to be written and for how many bytes of b that stands.
+func (s *Session) feedAll(b []byte) (out []byte, n int, stop stop) {
+	n, stop = s.feed(b)
+	if n == len(b) && s.prefix == nil {
+		out = b[s.instead:]
+		s.instead = 0
+		return out, n, stopNot
 	}
-	return out, stopNot
+	if n == 0 {
+		return nil, 0, stop
+	}
+	out = append(append([]byte(nil), s.prefix...), b[s.instead:n]...)
+	s.prefix, s.instead = nil, 0
+	out, k, stop := s.feedRest(out, b[n:])
+	if n+k == len(b) {
+		stop = stopNot
+	}
+	return out, n + k, stop
 }
 
 // endTurn gives sc back after the last reply of a turn was written. The caller's goroutine is the server's, or the one that

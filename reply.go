@@ -130,11 +130,14 @@ func (sc *server) digestMessages(s *Session, b []byte) (n, out int, what outcome
 			private = s.turn.Injected()
 		}
 		told := false
+		if verdict == turn.Parsed {
+			b[n], verdict = wire.ParseComplete, turn.Forward
+		}
 		switch {
 		case verdict != turn.Forward:
-		case b[n] == wire.ErrorResponse && len(s.refusals) > 0:
+		case b[n] == wire.ErrorResponse && (len(s.refusals) > 0 || sc.aliases > 0):
 			var k int
-			k, told = s.tell(b[out:], b[n:n+have])
+			k, told = s.tell(sc, b[out:], b[n:n+have])
 			out += k
 		case out != n:
 			copy(b[out:], b[n:n+have])
@@ -169,6 +172,9 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 			return turn.Swallow, lost
 		}
 	case wire.CommandComplete:
+		if (arg == 'D' || arg == 'P') && !private && !s.turn.Ours() {
+			s.completedSQL(sc, bytes.TrimSuffix(msg[wire.HeaderLen:], []byte{0}))
+		}
 		if (s.cand|s.pins != 0 || len(s.dirty) > 0) && !private {
 			s.completed(string(bytes.TrimSuffix(msg[wire.HeaderLen:], []byte{0})))
 		}
@@ -181,6 +187,9 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 		return turn.Swallow, sc.endedOwn()
 	}
 	v := s.turn.Received(msg[0], arg)
+	if len(s.ops) > 0 {
+		s.answeredNamed(sc)
+	}
 	if private && msg[0] == wire.ReadyForQuery {
 		sc.answeredOwn(s)
 	}
@@ -219,6 +228,12 @@ func (sc *server) noteReady(s *Session, private bool) outcome {
 	if s.cancelLater && private {
 		sc.cancelNow(s)
 	}
+	if len(s.sqlOps) > 0 && !private {
+		s.endedSQL()
+	}
+	if s.holding && s.turn.Ready() == 0 {
+		s.holding, s.held = false, true
+	}
 	switch {
 	case s.turn.Quiet():
 		s.active = s.active || !private
@@ -236,6 +251,10 @@ func (sc *server) noteReady(s *Session, private bool) outcome {
 // atRest decides what follows when nothing is owed.
 func (sc *server) atRest(s *Session) outcome {
 	s.risk, s.lexical = false, false
+	if s.sqlOps = nil; len(s.ops) > 0 { // nothing is owed: they should have been answered
+		s.ops = nil
+		s.turn.Lose()
+	}
 	if s.gone {
 		return winding
 	}
@@ -283,8 +302,11 @@ func (s *Session) completed(tag string) {
 }
 
 // tell puts what the client is told in the place of an error at dst, and returns its length and whether it is anything else than the error. It is no longer than that.
-func (s *Session) tell(dst, msg []byte) (n int, told bool) {
+func (s *Session) tell(sc *server, dst, msg []byte) (n int, told bool) {
 	if reply := s.refused(msg); reply != nil && len(reply) <= len(msg) {
+		return copy(dst, reply), true
+	}
+	if reply := s.callByName(sc, msg); reply != nil {
 		return copy(dst, reply), true
 	}
 	return copy(dst, msg), false

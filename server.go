@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/puddle/v2"
 
 	"github.com/pgmoor/pgmoor/internal/link"
+	"github.com/pgmoor/pgmoor/internal/stmts"
 	"github.com/pgmoor/pgmoor/internal/wire"
 )
 
@@ -58,7 +59,9 @@ type server struct {
 	own      []*own   // queries of the proxy's own that are under way, oldest first
 	ask      []byte   // one of them, yet to be written; goes with sending
 	changed  []string // parameters reported since the connection was lent, by folded name
-	setUpErr *Error   // the server ended the session over the settings that it was to have
+	prepared stmts.Server
+	aliases  uint64 // names made up for prepared statements
+	setUpErr *Error // the server ended the session over the settings that it was to have
 
 	// Guarded by pool.mu.
 	idleSince time.Time

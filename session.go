@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pgmoor/pgmoor/internal/link"
+	"github.com/pgmoor/pgmoor/internal/stmts"
 	"github.com/pgmoor/pgmoor/internal/turn"
 )
 
@@ -92,6 +93,16 @@ type Session struct {
 	nameRisk   bool // a named statement may
 	risk       bool // something that may commit is under way
 	strings    bool // standard_conforming_strings
+
+	names   stmts.Names    // the session's named statements, as the server has confirmed them
+	acts    map[string]act // what those of interest may do
+	ops     []stmtOp       // Parses and Closes of named statements under way
+	sqlOps  []sqlOp        // the same, by SQL
+	batch   uint32         // counts what ends in a ReadyForQuery
+	faked   bool           // something else is sent in the place of the Parse at hand
+	holding bool           // the next message, in pending or with the link, waits for the end of what is owed
+	under   string         // readUnder, as long as set is underOf
+	underOf settings
 
 	set         settings         // what the session has set, as far as it is known
 	dirty       map[string]touch // what may have changed since
@@ -370,6 +381,11 @@ func (s *Session) interrupted() (goOn bool) {
 			goOn = s.refuseLocked(err)
 		case s.lostErr != nil:
 			goOn = s.takeLossLocked()
+		case !s.pending.empty() && s.srv != nil && !s.waiting && !s.sending && !s.finishing && !s.unmooring && !s.holding:
+			s.held = false
+			if !s.pushLocked(s.srv, true) {
+				s.sendUnsent()
+			}
 		case s.resume:
 			s.resume = false
 			s.mu.Unlock()

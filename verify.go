@@ -65,8 +65,8 @@ const verification = `SELECT 't', NULL, NULL WHERE EXISTS (SELECT 1 FROM pg_cata
 	`WHERE locktype OPERATOR(pg_catalog.=) 'advisory' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()) ` +
 	`UNION ALL SELECT 'h', NULL, NULL WHERE EXISTS (SELECT 1 FROM pg_catalog.pg_cursors WHERE is_holdable) ` +
 	`UNION ALL SELECT 'n', NULL, NULL WHERE EXISTS (SELECT 1 FROM pg_catalog.pg_listening_channels()) ` +
-	`UNION ALL SELECT 'p', NULL, NULL WHERE EXISTS (SELECT 1 FROM pg_catalog.pg_prepared_statements WHERE from_sql) ` +
-	`UNION ALL SELECT 'q', NULL, NULL WHERE EXISTS (SELECT 1 FROM pg_catalog.pg_prepared_statements WHERE NOT from_sql) ` +
+	`UNION ALL SELECT 'p', name, NULL FROM pg_catalog.pg_prepared_statements WHERE from_sql ` +
+	`UNION ALL SELECT 'q', name, NULL FROM pg_catalog.pg_prepared_statements WHERE NOT from_sql ` +
 	`UNION ALL SELECT 's', name, pg_catalog.left(pg_catalog.current_setting(name), 4097) FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'`
 
 // verificationKinds says what the kinds of rows mean.
@@ -123,6 +123,9 @@ func (s *Session) verified(sc *server, o *own) {
 		if len(r) != 3 {
 			continue
 		}
+		if k := string(r[0]); (k == "p" || k == "q") && !sc.unshared(r[1]) {
+			continue
+		}
 		if found |= verificationKinds[string(r[0])]; string(r[0]) == "s" && r[2] != nil && !ofTransaction[string(r[1])] {
 			m[foldName(r[1])] = string(r[2])
 		}
@@ -177,6 +180,8 @@ func (sc *server) cleaned(s *Session, o *own) {
 		sc.killed.Store(true) // it is not lent again
 	}
 	sc.set = settings{}
+	s.deallocated(sc, false)
+	s.dropPrivate()
 	s.unmooring = len(sc.own) > 0
 }
 

@@ -40,6 +40,7 @@ func Random(seed uint64, count, n int) iter.Seq[*Script] {
 // and has the same answers whenever it is run against a database that Fixture has prepared.
 func Generate(seed uint64, n int) *Script {
 	g := &generator{Rand: rand.New(rand.NewPCG(seed, 0))}
+	g.naming = g.chance(50)
 	for g.messages < n {
 		g.batch()
 	}
@@ -57,6 +58,7 @@ type generator struct {
 	*rand.Rand
 	lines    []string
 	messages int
+	naming   bool // most statements have names
 	bound    bool // a Bind of the unnamed portal came after the last Sync
 }
 
@@ -132,6 +134,9 @@ var interferences = []string{
 	`extended "broken"`,
 	`visit "set work_mem = '9MB'; set application_name = 'visitor'; create temp table pgtest_temp (z text)"`,
 	`visit "set search_path = nowhere; begin; select 1/0"`,
+	`visit "prepare s1 as select 'visitor'; prepare s2 as select 'visitor'"`,
+	`visit "deallocate all"`,
+	`simple "prepare s1 as select 'other'; execute s1; deallocate s1"`,
 	`visit "prepare q as select 'visitor'; declare c cursor with hold for select 'visitor'"`,
 }
 
@@ -171,6 +176,15 @@ var pinning = []string{
 	"create temp table pgtest_temp on commit drop as select 1 as a, 'x' as b", "unlisten *",
 }
 
+// preparing are statements about prepared statements, by the names that the extended protocol uses, too.
+var preparing = []string{
+	"prepare s1 as select 1", "prepare s1 (int) as select $1 + 1", "prepare s2 as select 'a' as x, null as y, 2.5 as z", "prepare q (text, text) as select $1, $2",
+	"prepare s3 as select * from pgtest_nowhere", "execute s1", "execute s1 (5)", "execute s2", "execute q", "execute q ('a', 'b')", "execute s3",
+	"deallocate s1", "deallocate prepare s2", "deallocate q", "deallocate all", "discard all", "discard plans",
+	"explain (costs off) execute s1", "explain (costs off) execute s2", "create temp table pgtest_made on commit drop as execute s1",
+	"select name, from_sql, parameter_types from pg_prepared_statements order by name",
+}
+
 func (g *generator) sql() string {
 	s := g.statement()
 	for g.chance(20) {
@@ -180,13 +194,19 @@ func (g *generator) sql() string {
 }
 
 func (g *generator) statement() string {
-	if g.chance(8) {
+	switch {
+	case g.chance(8):
 		return pick(g, pinning)
+	case g.naming && g.chance(15):
+		return pick(g, preparing)
 	}
 	return pick(g, statements)
 }
 
 func (g *generator) statementName() string {
+	if g.naming {
+		return pick(g, []string{"", "s1", "s1", "s2", "s3", "q"})
+	}
 	return pick(g, []string{"", "", "", "", "", "", "", "", "", "", "", "s1", "s2"})
 }
 
@@ -245,7 +265,7 @@ func (g *generator) anyExtended() {
 	case 0:
 		g.emit("Parse %q %q [%d]", g.statementName(), g.statement(), pick(g, []int{0, 23, 25, 999999}))
 	case 1:
-		g.emit("Bind %q %q %s", g.portalName(), pick(g, []string{"", "s1", "unknown"}), g.values(g.IntN(3)))
+		g.emit("Bind %q %q %s", g.portalName(), pick(g, []string{"", "s1", "s2", "q", "unknown"}), g.values(g.IntN(3)))
 	case 2:
 		g.describe()
 	case 3:

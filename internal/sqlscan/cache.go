@@ -11,7 +11,8 @@ type Info struct {
 	Verb        Verb // of the first statement that is not empty
 	Statements  int  // those that are not empty
 	Settings    []SettingRef
-	AllSettings bool // RESET ALL or DISCARD ALL is among the statements
+	Refs        []StatementRef // prepared statements made, used or dropped by SQL
+	AllSettings bool           // RESET ALL or DISCARD ALL is among the statements
 }
 
 // Cache remembers what it found out about texts. It is safe for concurrent use.
@@ -41,7 +42,7 @@ const (
 
 // NewCache returns a Cache that remembers some entries texts; none if that is zero. A text is remembered when it comes for
 // the second time and has at most 4 KiB. An entry takes the memory of its text, and as much again and 4 KiB at most if it
-// changes settings: in all less than 12 KiB for each entry, some hundred bytes as a rule.
+// changes settings or prepares statements: in all less than 12 KiB for each entry, some hundred bytes as a rule.
 //
 // Texts that mention one of the functions have the effect Listed: as a word in any case, or in double quotes exactly as it
 // is given here. Of a name with a schema only what stands behind the last dot counts.
@@ -103,6 +104,12 @@ func (c *Cache) inspect(text []byte, standardConformingStrings bool) *Info {
 		return info
 	}
 	info := &Info{Effects: e, Verb: s.Verb(), Statements: s.Statements()}
+	if e&(Prepare|Execute|Deallocate|Discard) != 0 {
+		var ok bool
+		if info.Refs, ok = Refs(text, standardConformingStrings); !ok {
+			info.Effects |= Unsure
+		}
+	}
 	if e&(Setting|Discard) != 0 {
 		var ok bool
 		if info.Settings, info.AllSettings, ok = Settings(text, standardConformingStrings); ok && e&Unsure == 0 {

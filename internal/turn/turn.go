@@ -21,7 +21,11 @@ const (
 	eExecute
 	eClose
 	eCloseUnnamed
-	eCopyEnd // CopyDone or CopyFail: is owed nothing, marks where a COPY ends
+	eParseFaked // a Parse in whose place a Close was sent
+	eCloseNamed // of a statement
+	ePrepare    // injected only: a Parse of a named statement
+	eEvict      // injected only: a Close of a named statement
+	eCopyEnd    // CopyDone or CopyFail: is owed nothing, marks where a COPY ends
 
 	injected = 0x80 // sent by the proxy: its answer is swallowed
 	kindMask = 0x7f
@@ -51,6 +55,8 @@ const (
 	Forward Verdict = iota
 	// Swallow drops it: it answers a request of the proxy's own.
 	Swallow
+	// Parsed passes a CloseComplete on as a ParseComplete.
+	Parsed
 )
 
 // Turn is the state between a session and its server connection. The zero value is a session that has sent nothing. A
@@ -70,6 +76,8 @@ type Turn struct {
 	lost      bool // the server's answers can no longer be foretold
 	unprimed  bool // an injected message failed or was skipped
 	unnamed   Unnamed
+	did       int // entries about named statements that were answered and not taken by TakeNamed
+	undid     int // those that came to nothing
 }
 
 // Status returns the transaction status of the last ReadyForQuery: 'I', 'T' or 'E'.
@@ -82,6 +90,9 @@ func (t *Turn) Status() byte {
 
 // Unnamed returns what is known of the session's unnamed statement.
 func (t *Turn) Unnamed() Unnamed { return t.unnamed }
+
+// Lose makes Lost report true.
+func (t *Turn) Lose() { t.lost = true }
 
 // Lost reports whether the server did something that the bookkeeping cannot explain. The server connection must then
 // stay with the session and be closed with it.
@@ -192,6 +203,50 @@ func (t *Turn) InjectParse(sync bool) bool {
 	return t.push(eParse|injected) && (!sync || t.push(eSync|injected))
 }
 
+// SentFaked records a Parse of a named statement that the server has already. A Close of nothing was sent in its place, which
+// the server answers, or ignores, at the same point.
+func (t *Turn) SentFaked() bool {
+	t.open = true
+	return t.push(eParseFaked)
+}
+
+// SentClose records a Close of a named statement.
+func (t *Turn) SentClose() bool {
+	t.open = true
+	return t.push(eCloseNamed)
+}
+
+// InjectPrepare records a Parse of a named statement that the proxy sends in front of a message that needs it.
+func (t *Turn) InjectPrepare() bool { return t.push(ePrepare | injected) }
+
+// InjectRun records a Parse, Bind, Execute and Close by which the proxy runs a PREPARE. The Execute is what TakeNamed counts.
+func (t *Turn) InjectRun() bool {
+	return t.push(eParse|injected) && t.push(eBind|injected) && t.push(eExecute|injected) && t.push(eClose|injected)
+}
+
+// InjectEvict records a Close of a named statement that the proxy sends.
+func (t *Turn) InjectEvict() bool { return t.push(eEvict | injected) }
+
+// InjectSync records a Sync behind what was injected: its errors are nobody's.
+func (t *Turn) InjectSync() bool { return t.push(eSync | injected) }
+
+// TakeNamed returns how many of the oldest entries about named statements (a named Parse, SentFaked, SentClose, InjectPrepare,
+// InjectEvict) were answered since it was last called, and how many behind those came to nothing because of an error.
+func (t *Turn) TakeNamed() (did, undid int) {
+	did, undid = t.did, t.undid
+	t.did, t.undid = 0, 0
+	return did, undid
+}
+
+// aboutNamed reports whether an entry is counted by TakeNamed.
+func aboutNamed(e byte) bool {
+	switch e {
+	case eParse, eParseFaked, eCloseNamed, ePrepare | injected, eEvict | injected, eExecute | injected:
+		return true
+	}
+	return false
+}
+
 // TakeUnprimed reports whether, since it was last called, an error kept an injected message from having its effect.
 func (t *Turn) TakeUnprimed() bool {
 	u := t.unprimed
@@ -208,6 +263,9 @@ func (t *Turn) InjectQuery() bool { return t.push(eQuery | injected) }
 
 // Injected reports whether the server's next message belongs to the answer to a Query of InjectQuery.
 func (t *Turn) Injected() bool { return t.head < len(t.queue) && t.queue[t.head] == eQuery|injected }
+
+// Ours reports whether what is answered next is a message of the proxy's own.
+func (t *Turn) Ours() bool { return t.head < len(t.queue) && t.queue[t.head]&injected != 0 }
 
 // OwedToClient reports whether an answer is owed that is not the proxy's own affair.
 func (t *Turn) OwedToClient() bool {
@@ -244,6 +302,7 @@ func (t *Turn) first() byte {
 // pop takes the oldest entry off, and the marks behind it that no COPY claimed.
 func (t *Turn) pop() {
 	t.drop()
+	t.did, t.undid = t.did+t.undid, 0
 	for t.first() == eCopyEnd {
 		t.drop()
 	}
@@ -253,6 +312,9 @@ func (t *Turn) pop() {
 }
 
 func (t *Turn) drop() {
+	if aboutNamed(t.queue[t.head]) {
+		t.undid++ // unless it was answered
+	}
 	switch t.queue[t.head] {
 	case eQuery, eFunction, eSync:
 		t.ready--
@@ -278,6 +340,10 @@ func (t *Turn) Received(typ, arg byte) Verdict {
 	case wire.ParseComplete:
 		return t.receivedParse()
 	case wire.BindComplete:
+		if t.first() == eBind|injected {
+			t.pop()
+			return Swallow
+		}
 		t.answered(eBind)
 	case wire.CloseComplete:
 		return t.receivedClose()
@@ -287,7 +353,11 @@ func (t *Turn) Received(typ, arg byte) Verdict {
 		}
 	case wire.CommandComplete, wire.EmptyQueryResponse, wire.PortalSuspended:
 		t.copySyncs = false
-		if t.first() == eExecute {
+		switch t.first() {
+		case eExecute | injected:
+			t.pop()
+			return Swallow
+		case eExecute:
 			t.pop()
 		}
 	case wire.CopyInResponse:
@@ -323,7 +393,7 @@ func (t *Turn) answered(e byte) {
 
 func (t *Turn) receivedParse() Verdict {
 	switch t.first() {
-	case eParse | injected:
+	case eParse | injected, ePrepare | injected:
 		t.pop()
 		return Swallow
 	case eParseUnnamed:
@@ -340,9 +410,14 @@ func (t *Turn) receivedParse() Verdict {
 
 func (t *Turn) receivedClose() Verdict {
 	switch t.first() {
-	case eClose | injected:
+	case eClose | injected, eEvict | injected:
 		t.pop()
 		return Swallow
+	case eParseFaked:
+		t.pop()
+		return Parsed
+	case eCloseNamed:
+		t.pop()
 	case eCloseUnnamed:
 		t.pop()
 		t.unnamed = UnnamedNone
@@ -380,15 +455,15 @@ func (t *Turn) receivedError() Verdict {
 	switch t.first() {
 	case 0, eQuery, eFunction, eSync: // ReadyForQuery follows, or the connection ends
 		return Forward
-	case eParse | injected:
-		if t.head+1 < len(t.queue) && t.queue[t.head+1] == eSync|injected { // the client hears of it when it uses the statement
+	case eParse | injected, ePrepare | injected, eEvict | injected, eBind | injected, eExecute | injected:
+		if t.alone() { // the client hears of it when it uses the statement
 			verdict = Swallow
 		}
 	case eParseUnnamed: // the old one was dropped before the new one was looked at
 		t.unnamed = UnnamedNone
 	}
 	for t.Owed() && t.first()&kindMask != eSync {
-		t.unprimed = t.unprimed || t.first()&injected != 0
+		t.unprimed = t.unprimed || t.first() == eParse|injected || t.first() == eClose|injected
 		t.drop()
 	}
 	if !t.Owed() {
@@ -396,6 +471,16 @@ func (t *Turn) receivedError() Verdict {
 		t.skip = true
 	}
 	return verdict
+}
+
+// alone reports whether the batch at the head of the queue is the proxy's own.
+func (t *Turn) alone() bool {
+	for _, e := range t.queue[t.head:] {
+		if e&kindMask == eSync {
+			return e&injected != 0
+		}
+	}
+	return false
 }
 
 // receivedCopyIn claims from the queue what the COPY that now begins will consume: the messages up to CopyDone or
