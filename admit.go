@@ -190,6 +190,11 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 				return why
 			}
 		case wire.Execute:
+			if s.refPortals != nil {
+				if why := s.executeRefs(msg, first); why != stopNot {
+					return why
+				}
+			}
 			s.risk = s.risk || s.portalRisk
 			for _, a := range s.portals {
 				s.do(a)
@@ -304,8 +309,11 @@ func (s *Session) bind(msg []byte, first bool) stop {
 		s.portalRisk = s.portalRisk || s.nameRisk
 	default:
 		s.portalRisk = s.portalRisk || s.stmtRisk
+		if s.refPortals != nil || s.stmt.info != nil && len(s.stmt.info.Refs) > 0 {
+			s.bindRefs(s.stmt.info, msg)
+		}
 		if in := s.stmt.info; in != nil {
-			if why := s.bySQL(in, true, first); why != stopNot {
+			if why := s.bySQL(in, false, first); why != stopNot {
 				return why
 			}
 			s.touchBound(in, msg)

@@ -78,7 +78,7 @@ func (s *Session) lossLocked(sc *server) *lostErr {
 	s.strings = s.expected(sc, settingStrings) != "off"
 	s.opaque = hidesASCII(s.expected(sc, settingEncoding))
 	s.cand, s.doubtful, s.mayUnpin, s.ends, s.failed, s.rolledBack, s.portals = 0, false, false, 0, false, false, nil
-	s.ops, s.sqlOps, s.holding, s.faked, s.prefix, s.instead = nil, nil, false, false, nil, 0
+	s.ops, s.sqlOps, s.refPortals, s.waitsForAll, s.holding, s.faked, s.prefix, s.instead = nil, nil, nil, false, false, false, nil, 0
 	sc.own, sc.ask, s.refusals, s.cancelLater, s.asksLater = nil, nil, nil, false, false
 	return l
 }

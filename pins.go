@@ -208,7 +208,7 @@ func (s *Session) settle(sc *server) {
 	if !s.doubtful { // else for what verification finds
 		s.digest = ""
 	}
-	s.portals, s.refusals = s.portals[:0], nil
+	s.portals, s.refPortals, s.refusals = s.portals[:0], nil, nil
 }
 
 // undone reports whether the transaction that is over was rolled back as a whole.

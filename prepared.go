@@ -104,7 +104,10 @@ func (s *Session) findStatement(name []byte) (st stmts.Statement, a act, known b
 
 // mustWait reports whether what was sent before decides what a message about a named statement means.
 func (s *Session) mustWait() bool {
-	return len(s.ops) > 0 && s.ops[0].batch != s.batch || len(s.sqlOps) > 0 && s.sqlOps[0].batch != s.batch
+	if s.waitsForAll && (len(s.ops) > 0 || s.turn.Ready() > 0) {
+		return true
+	}
+	return len(s.ops) > 0 && s.ops[0].batch != s.batch || len(s.sqlOps) > 0
 }
 
 // named sees to it that a Bind, Describe or Close of a named statement means on the session's server connection what it
@@ -130,7 +133,7 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 	case !known: // the server is to say so
 		return s.vacate(key, first)
 	}
-	if why := s.bySQL(a.info, msg[0] == wire.Bind, first); why != stopNot {
+	if why := s.bySQL(a.info, false, first); why != stopNot {
 		return why
 	}
 	if why := s.provide(msg, name, at, st, first); why != stopNot {
@@ -149,8 +152,6 @@ const noName = 1
 func (s *Session) provide(msg, name []byte, at int, st stmts.Statement, first bool) stop {
 	p := s.srv.prepared.Find(st)
 	switch {
-	case p == nil && st.SQL() && s.makesNow(string(stmts.Cut(name))):
-		return stopNot
 	case p == nil && !first:
 		return stopPrime
 	case p == nil:
@@ -285,8 +286,11 @@ func appendRun(dst []byte, text string) []byte {
 	dst = append(append(append(append(dst, name...), 0), name...), 0, 0, 0, 0, 0, 0, 0)
 	dst = wire.AppendHeader(dst, wire.Execute, len(name)+1+4)
 	dst = append(append(dst, name...), 0, 0, 0, 0, 0)
-	dst = wire.AppendHeader(dst, wire.Close, len(name)+2)
-	return append(append(append(dst, 'S'), name...), 0)
+	for _, kind := range []byte{'P', 'S'} {
+		dst = wire.AppendHeader(dst, wire.Close, len(name)+2)
+		dst = append(append(append(dst, kind), name...), 0)
+	}
+	return dst
 }
 
 // makeRoom closes what the server connection has too many of.
@@ -367,12 +371,17 @@ func (s *Session) occupy(key []byte) {
 // bySQL sees to it that the prepared statements which a text uses by SQL are on the server connection under their own names,
 // and no others of those names. runs says that what the text makes and drops is to be followed, too.
 func (s *Session) bySQL(in *sqlscan.Info, runs, first bool) stop {
-	if in == nil || len(in.Refs) == 0 && in.Effects&sqlscan.PrepView == 0 || s.turn.Status() == 'E' {
+	if in == nil || len(in.Refs) == 0 && in.Effects&sqlscan.PrepView == 0 {
 		return stopNot
 	}
 	switch {
 	case s.mustWait():
 		return stopHold
+	case s.turn.Ready() > 0, in.Effects&sqlscan.PrepView != 0 && len(s.ops) > 0:
+		s.waitsForAll = true
+		return stopHold
+	case s.turn.Status() == 'E':
+		return stopNot
 	case !first:
 		return stopPrime
 	}
@@ -441,7 +450,7 @@ func (s *Session) makesNow(name string) bool {
 func (s *Session) expose() {
 	sc := s.srv
 	sc.prepared.All(func(p *stmts.Prepared) bool {
-		if st, known := s.names.Find([]byte(p.Name)); !known || st != p.St {
+		if st, _, known := s.findStatement([]byte(p.Name)); !known || st != p.St {
 			s.evict(p)
 		}
 		return true
@@ -490,6 +499,36 @@ func (s *Session) completedSQL(sc *server, tag []byte) {
 	}
 }
 
+// goOnIfKnown lets the message go on that waited for what the server answers.
+func (s *Session) goOnIfKnown() {
+	if s.mustWait() && !s.turn.Skipping() {
+		return
+	}
+	s.holding, s.waitsForAll, s.held = false, false, true
+	s.interrupt()
+}
+
+var flush = []byte{wire.Flush, 0, 0, 0, 4}
+
+// flushHeld makes the server answer what it has been sent of a batch, since the next message waits for that.
+func (s *Session) flushHeld(sc *server) {
+	s.mu.Lock()
+	if s.srv != sc || !s.holding || !s.turn.Open() || s.sending {
+		s.mu.Unlock()
+		return
+	}
+	s.sending = true
+	s.mu.Unlock()
+	if !s.transmit(sc, nil, flush) {
+		s.mu.Lock()
+		s.resume = true
+		s.mu.Unlock()
+		s.interrupt()
+		return
+	}
+	s.sent(sc)
+}
+
 // endedSQL forgets what was not completed by the statements that the server has done with.
 func (s *Session) endedSQL() {
 	over := s.batch - uint32(s.turn.Ready())
@@ -529,10 +568,16 @@ func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 		under += "\x01" + strconv.FormatUint(s.id, 10)
 	}
 	st := stmts.Intern(tail, under)
+	if other, twice := s.nameOf(st); twice && other != string(stmts.Cut(name)) { // an error must tell them apart
+		st = stmts.Intern(tail, under+"\x02"+string(stmts.Cut(name)))
+	}
 	p := sc.prepared.Find(st)
 	inFailed := s.turn.Status() == 'E' && (a.info == nil || a.info.Effects&sqlscan.TxnEnd == 0)
 	key := string(stmts.Cut(name))
 	switch {
+	case p != nil && s.turn.Ready() > 0: // whether it is in a failed transaction is not known yet
+		s.waitsForAll = true
+		return stopHold
 	case p != nil && !first:
 		return stopPrime
 	case p != nil && !inFailed:
@@ -602,12 +647,36 @@ func (s *Session) readUnder() string {
 
 // bindNamed looks at the Bind of a named statement that is carried.
 func (s *Session) bindNamed(a act, msg []byte) {
+	if s.refPortals != nil || a.info != nil && len(a.info.Refs) > 0 {
+		s.bindRefs(a.info, msg)
+	}
 	if a.info == nil {
 		return
 	}
 	s.portalRisk = s.portalRisk || a.info.Effects&mayCommit != 0
 	s.touchBound(a.info, msg)
 	s.bindAct(a)
+}
+
+// bindRefs remembers that a portal prepares or drops statements by SQL when it is executed.
+func (s *Session) bindRefs(in *sqlscan.Info, msg []byte) {
+	portal, _, _ := wire.CString(msg[wire.HeaderLen:])
+	switch {
+	case in == nil || len(in.Refs) == 0:
+		delete(s.refPortals, string(portal))
+		return
+	case s.refPortals == nil:
+		s.refPortals = make(map[string]*sqlscan.Info)
+	}
+	if len(s.refPortals) < maxPortals {
+		s.refPortals[string(portal)] = in
+	}
+}
+
+// executeRefs follows what the portal of an Execute prepares or drops.
+func (s *Session) executeRefs(msg []byte, first bool) stop {
+	portal, _, _ := wire.CString(msg[wire.HeaderLen:])
+	return s.bySQL(s.refPortals[string(portal)], true, first)
 }
 
 // answeredNamed applies what the server answered to what was sent about named statements. The caller holds mu.

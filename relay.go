@@ -47,7 +47,7 @@ func (s *Session) step(b []byte, done int) (int, link.Next) {
 		return len(b), link.Park
 	case s.axed || s.waitErr != nil || s.lostErr != nil: // interrupted comes first
 		return s.keepLocked(b, done)
-	case s.waiting || s.sending || s.finishing || s.unmooring || s.holding:
+	case s.waiting || s.sending || s.finishing || s.unmooring || s.holding || !s.pending.empty():
 		return s.keepLocked(b, done)
 	case s.srv != nil:
 		return s.directLocked(b, done)
@@ -62,7 +62,9 @@ func (s *Session) directLocked(b []byte, done int) (int, link.Next) {
 	if n == 0 {
 		if stop == stopHold {
 			s.holding = true
-			return s.keepLocked(b, done)
+			n, next := s.keepLocked(b, done)
+			s.flushHeld(sc)
+			return n, next
 		}
 		s.mu.Unlock()
 		return s.stopped(stop, b)
@@ -141,6 +143,7 @@ func (s *Session) sent(sc *server) {
 		s.mu.Unlock()
 		sc.kill()
 	case end:
+		s.finishing = true // or the session's goroutine might send something before the connection is given back
 		s.mu.Unlock()
 		sc.endTurn(s)
 	case !s.pending.empty() && !s.unmooring && !s.holding:
@@ -381,6 +384,9 @@ func (s *Session) pushLocked(sc *server, own bool) bool {
 		rest.off, rest.size = c.off+fed, c.size-fed
 		s.pending, s.holding = rest, true
 		c = chunk{}
+		if s.turn.Open() {
+			out = append(out, flush...)
+		}
 	}
 	s.mu.Unlock()
 	if setUp != nil {

@@ -190,6 +190,9 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	if len(s.ops) > 0 {
 		s.answeredNamed(sc)
 	}
+	if s.holding && msg[0] != wire.ReadyForQuery {
+		s.goOnIfKnown()
+	}
 	if private && msg[0] == wire.ReadyForQuery {
 		sc.answeredOwn(s)
 	}
@@ -231,8 +234,8 @@ func (sc *server) noteReady(s *Session, private bool) outcome {
 	if len(s.sqlOps) > 0 && !private {
 		s.endedSQL()
 	}
-	if s.holding && s.turn.Ready() == 0 {
-		s.holding, s.held = false, true
+	if s.holding {
+		s.goOnIfKnown()
 	}
 	switch {
 	case s.turn.Quiet():

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pgmoor/pgmoor/internal/link"
+	"github.com/pgmoor/pgmoor/internal/sqlscan"
 	"github.com/pgmoor/pgmoor/internal/stmts"
 	"github.com/pgmoor/pgmoor/internal/turn"
 )
@@ -94,15 +95,17 @@ type Session struct {
 	risk       bool // something that may commit is under way
 	strings    bool // standard_conforming_strings
 
-	names   stmts.Names    // the session's named statements, as the server has confirmed them
-	acts    map[string]act // what those of interest may do
-	ops     []stmtOp       // Parses and Closes of named statements under way
-	sqlOps  []sqlOp        // the same, by SQL
-	batch   uint32         // counts what ends in a ReadyForQuery
-	faked   bool           // something else is sent in the place of the Parse at hand
-	holding bool           // the next message, in pending or with the link, waits for the end of what is owed
-	under   string         // readUnder, as long as set is underOf
-	underOf settings
+	names       stmts.Names              // the session's named statements, as the server has confirmed them
+	acts        map[string]act           // what those of interest may do
+	ops         []stmtOp                 // Parses and Closes of named statements under way
+	refPortals  map[string]*sqlscan.Info // portals bound since the last boundary that prepare or drop statements by SQL
+	sqlOps      []sqlOp                  // the same, by SQL
+	batch       uint32                   // counts what ends in a ReadyForQuery
+	faked       bool                     // something else is sent in the place of the Parse at hand
+	waitsForAll bool                     // it waits until nothing is under way with named statements
+	holding     bool                     // the next message, in pending or with the link, waits for the end of what is owed
+	under       string                   // readUnder, as long as set is underOf
+	underOf     settings
 
 	set         settings         // what the session has set, as far as it is known
 	dirty       map[string]touch // what may have changed since
