@@ -48,7 +48,7 @@ func pinnedBy(t testing.TB, p *pgmoor.Proxy, reasons ...string) {
 }
 
 func TestWhatAPolicySharesStaysWithTheServerConnection(t *testing.T) {
-	const shared = pgmoor.EffectSetting | pgmoor.EffectTempObject | pgmoor.EffectAdvisoryLock | pgmoor.EffectNamedStatement
+	const shared = pgmoor.EffectSetting | pgmoor.EffectTempObject | pgmoor.EffectAdvisoryLock
 	underPolicy(t, 1, always(pgmoor.Decision{Share: shared}), func(t *testing.T, p *pgmoor.Proxy, _ *pgtest.Cluster) {
 		c, other := overAs(t, p, "postgres"), overAs(t, p, "postgres")
 		c.ok("SET work_mem = '5MB'", "CREATE TEMP TABLE shared AS SELECT 17 AS x", "SELECT pg_advisory_lock(808)")
@@ -57,7 +57,8 @@ func TestWhatAPolicySharesStaysWithTheServerConnection(t *testing.T) {
 		require.Equal(t, "t", other.ok("SELECT pg_advisory_unlock(808)"))
 		pinnedBy(t, p)
 		require.Empty(t, p.Stats().PinsTotal)
-		named("a", "SELECT 1")(c) // which cannot be shared
+		unnamed("SELECT pg_blocking_pids(1)")(c)
+		named("a", "SELECT pg_blocking_pids(1)")(c) // which cannot be shared
 		pinnedBy(t, p, "named_statement")
 		require.NoError(t, c.conn.Close())
 		require.Equal(t, "4MB", other.ok("SHOW work_mem"), "the session was reset")

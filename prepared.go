@@ -380,8 +380,6 @@ func (s *Session) bySQL(in *sqlscan.Info, runs, first bool) stop {
 	case s.turn.Ready() > 0, in.Effects&sqlscan.PrepView != 0 && len(s.ops) > 0:
 		s.waitsForAll = true
 		return stopHold
-	case s.turn.Status() == 'E':
-		return stopNot
 	case !first:
 		return stopPrime
 	}
@@ -409,6 +407,7 @@ func (s *Session) refer(in *sqlscan.Info, r sqlscan.StatementRef, runs bool) {
 	case !known && p != nil && !s.makesNow(r.Name):
 		s.evict(p)
 	case !known || s.makesNow(r.Name):
+	case s.turn.Status() == 'E': // nothing can be prepared
 	case r.Kind == sqlscan.RefExecute && st != stmts.Statement{} && (p == nil || p.St != st):
 		s.prepareAs(key, st)
 	case p == nil:
@@ -455,6 +454,9 @@ func (s *Session) expose() {
 		}
 		return true
 	})
+	if s.turn.Status() == 'E' { // nothing can be prepared
+		return
+	}
 	s.names.All(func(name string, st stmts.Statement) bool {
 		if p := sc.prepared.ByName([]byte(name)); p == nil && st != (stmts.Statement{}) && sc.prepared.Len() < maxExposed {
 			s.prepareAs([]byte(name), st)
@@ -747,32 +749,25 @@ func (s *Session) deallocated(sc *server, forSession bool) {
 	}
 }
 
-// callByName returns an ErrorResponse that calls a prepared statement by the name it has on the server connection, with the
-// session's name for it instead; nil for any other. Where it would be longer than msg it goes without the fields that say where in
-// the server's source the error is from.
+// callByName returns an ErrorResponse that calls a prepared statement by its name on the server connection, with the session's name
+// for it instead; nil for any other.
 func (s *Session) callByName(sc *server, msg []byte) []byte {
-	if sc.aliases == 0 {
+	const what = `prepared statement "`
+	head, rest, ok := bytes.Cut(msg, []byte(what))
+	there, rest, quoted := bytes.Cut(rest, []byte{'"'})
+	p := sc.prepared.ByName(there)
+	if !ok || !quoted || p == nil {
 		return nil
 	}
-	head, rest, ok := bytes.Cut(msg, []byte(`prepared statement "~`))
-	alias, rest, quoted := bytes.Cut(rest, []byte{'"'})
-	p := sc.prepared.ByName(append([]byte{'~'}, alias...))
-	if !ok || !quoted || p == nil {
+	if st, _, known := s.findStatement(there); known && st == p.St {
 		return nil
 	}
 	name, known := s.nameOf(p.St)
 	if !known {
 		return nil
 	}
-	out := append(bytes.Clone(head), `prepared statement "`...)
+	out := append(bytes.Clone(head), what...)
 	out = append(append(append(out, name...), '"'), rest...)
-	if over := len(out) - len(msg); over > 0 {
-		i := bytes.Index(out, []byte("\x00F"))
-		if i < 0 || len(out)-i-2 < over {
-			return nil
-		}
-		out = append(out[:i+1], 0)
-	}
 	binary.BigEndian.PutUint32(out[1:], uint32(len(out)-1))
 	return out
 }

@@ -117,7 +117,6 @@ func New(l net.Listener, cfg Config) (*Proxy, error) {
 		byPid: make(map[uint32]*Session), lastPid: firstPid, pins: make(map[string]pinCount),
 		texts: sqlscan.NewCache(cachedTexts, cfg.VerifyFunctions...),
 	}
-	go p.env.dbg()
 	if p.auth == nil {
 		p.auth = AuthenticatorFunc(refuseAll)
 		if cfg.Secrets != nil {

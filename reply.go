@@ -58,9 +58,13 @@ func (sc *server) relay(s *Session, b []byte) (int, link.Next) {
 	more := s.turn.Owed() || s.ending || sc.fatal // or the end of the stream, which may have come along
 	gone := s.gone
 	s.mu.Unlock()
-	if out > 0 && !gone {
-		if w, err := s.link.TryWrite(b[:out]); err == nil && w < out {
-			sc.rest, sc.whose = append([]byte(nil), b[w:out]...), s
+	told := b[:out]
+	if sc.extra != nil {
+		told, sc.extra = append(bytes.Clone(told), sc.extra...), nil
+	}
+	if len(told) > 0 && !gone {
+		if w, err := s.link.TryWrite(told); err == nil && w < len(told) {
+			sc.rest, sc.whose = append([]byte(nil), told[w:]...), s
 			sc.what = what
 			return n, link.Leave
 		}
@@ -135,7 +139,7 @@ func (sc *server) digestMessages(s *Session, b []byte) (n, out int, what outcome
 		}
 		switch {
 		case verdict != turn.Forward:
-		case b[n] == wire.ErrorResponse && (len(s.refusals) > 0 || sc.aliases > 0):
+		case b[n] == wire.ErrorResponse && (len(s.refusals) > 0 || sc.prepared.Len() > 0):
 			var k int
 			k, told = s.tell(sc, b[out:], b[n:n+have])
 			out += k
@@ -147,7 +151,7 @@ func (sc *server) digestMessages(s *Session, b []byte) (n, out int, what outcome
 		}
 		n += have
 		sc.body, sc.drops = l-have, verdict != turn.Forward || told
-		if what != goOn {
+		if what != goOn || sc.extra != nil {
 			return n, out, what
 		}
 	}
@@ -304,13 +308,13 @@ func (s *Session) completed(tag string) {
 	s.letGo(gone)
 }
 
-// tell puts what the client is told in the place of an error at dst, and returns its length and whether it is anything else than the error. It is no longer than that.
+// tell puts what the client is told in the place of an error at dst, and returns its length and whether it is anything else than the error. What would be longer than that is in sc.extra instead.
 func (s *Session) tell(sc *server, dst, msg []byte) (n int, told bool) {
 	if reply := s.refused(msg); reply != nil && len(reply) <= len(msg) {
 		return copy(dst, reply), true
 	}
-	if reply := s.callByName(sc, msg); reply != nil {
-		return copy(dst, reply), true
+	if sc.extra = s.callByName(sc, msg); sc.extra != nil {
+		return 0, true
 	}
 	return copy(dst, msg), false
 }

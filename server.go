@@ -40,6 +40,7 @@ type server struct {
 	ended     atomic.Bool             // serve has ended, or looks at sess for the last time
 
 	// Owned by serve.
+	extra   []byte            // goes to the client behind what was looked at
 	rest    []byte            // of a reply, that the client's socket did not take
 	whose   *Session          // whose reply it is
 	what    outcome           // what follows when rest is written
