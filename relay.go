@@ -117,6 +117,7 @@ func (s *Session) sent(sc *server) {
 		s.mu.Unlock()
 		sc.kill()
 	case end:
+		s.finishing = true // or the session's goroutine might send something before the connection is given back
 		s.mu.Unlock()
 		sc.endTurn(s)
 	case !s.pending.empty() && !s.unmooring:

@@ -164,7 +164,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	}
 	switch msg[0] {
 	case wire.ErrorResponse:
-		sc.failed, s.failed = true, s.failed || !private
+		sc.failed = true
 		if !private && sc.noteFatal(s, msg[wire.HeaderLen:]) {
 			return turn.Swallow, lost
 		}
@@ -181,6 +181,9 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 		return turn.Swallow, sc.endedOwn()
 	}
 	v := s.turn.Received(msg[0], arg)
+	if msg[0] == wire.ErrorResponse && !private && v == turn.Forward {
+		s.failed = true
+	}
 	if private && msg[0] == wire.ReadyForQuery {
 		sc.answeredOwn(s)
 	}
@@ -225,6 +228,9 @@ func (sc *server) noteReady(s *Session, private bool) outcome {
 		return sc.atRest(s)
 	case private:
 	case s.turn.Ready() == 0:
+		if s.turn.Status() == 'I' {
+			s.ends += 2
+		}
 		s.writing = true
 		return boundary
 	case s.turn.Status() == 'I': // what was run before this and what was run behind it can no longer be told apart
