@@ -146,7 +146,14 @@ func (s *Session) touchBound(in *sqlscan.Info, bind []byte) {
 			continue
 		}
 		if name, ok := boundText(bind, r.Param); ok {
-			s.touch(foldName(name), touchSet)
+			n := foldName(name)
+			switch n {
+			case "seed":
+				s.cand |= EffectRandomSeed
+			case settingAuthorization:
+				s.touch(settingRole, touchReset)
+			}
+			s.touch(n, touchSet)
 		} else {
 			s.untell()
 		}

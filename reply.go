@@ -171,7 +171,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	}
 	switch msg[0] {
 	case wire.ErrorResponse:
-		sc.failed, s.failed = true, s.failed || !private
+		sc.failed = true
 		if !private && sc.noteFatal(s, msg[wire.HeaderLen:]) {
 			return turn.Swallow, lost
 		}
@@ -196,6 +196,9 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	}
 	if s.holding && msg[0] != wire.ReadyForQuery {
 		s.goOnIfKnown()
+	}
+	if msg[0] == wire.ErrorResponse && !private && v == turn.Forward {
+		s.failed = true
 	}
 	if private && msg[0] == wire.ReadyForQuery {
 		sc.answeredOwn(s)
@@ -247,6 +250,9 @@ func (sc *server) noteReady(s *Session, private bool) outcome {
 		return sc.atRest(s)
 	case private:
 	case s.turn.Ready() == 0:
+		if s.turn.Status() == 'I' {
+			s.ends += 2
+		}
 		s.writing = true
 		return boundary
 	case s.turn.Status() == 'I': // what was run before this and what was run behind it can no longer be told apart

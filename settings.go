@@ -231,7 +231,7 @@ func readBack(names []string, dirty map[string]touch) string {
 		listed = listed || dirty[n]&touchReset != 0
 	}
 	if listed { // which of them are set in this session at all
-		b.WriteString(",ARRAY(SELECT name FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session')::text")
+		b.WriteString(",ARRAY(SELECT name FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session')::pg_catalog.text")
 	}
 	return b.String()
 }

@@ -136,6 +136,9 @@ func (s *Session) verified(sc *server, o *own) {
 		s.set, sc.set, s.asksAgain = set, set, false
 	} else {
 		found |= EffectUntrackedSetting
+		for n, t := range o.dirty {
+			s.touch(n, t)
+		}
 	}
 	if s.untold {
 		found |= EffectUntrackedSetting
