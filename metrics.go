@@ -32,6 +32,12 @@ type Stats struct {
 	// Verifications counts how often a server was asked what a session has left behind (see [VerifyMode]).
 	Verifications int64
 
+	// StatementsPrepared counts how often a named statement was prepared on a server connection, for a client's Parse or because
+	// a client used one on another connection than the one where it prepared it; StatementsShared how often a client's Parse needed
+	// nothing of the server, because the connection had the statement; StatementsEvicted how often one was closed to make room (see
+	// Config.MaxStatements) or for a name.
+	StatementsPrepared, StatementsShared, StatementsEvicted int64
+
 	Transactions   int64 // times that a server connection was given back by a client, by a pinned one when its pin had ended
 	ClientsTotal   int64 // clients that ever logged in
 	ServersOpened  int64

@@ -490,7 +490,7 @@ func (sc *server) endTurn(s *Session) {
 // dropLocked ends the session's hold on sc.
 func (s *Session) dropLocked(sc *server) {
 	if s.primed {
-		sc.none = false
+		sc.none = s.turn.Unnamed() == turn.UnnamedNone && !sc.failed
 		sc.unnamed = 0
 		if s.turn.Unnamed() == turn.UnnamedLast && !sc.failed {
 			sc.unnamed = s.unnamedID

@@ -94,7 +94,7 @@ var driverSequences = []struct {
 	{name: "psycopg", steps: []request{
 		simple("DEALLOCATE ALL"), unnamed("SELECT $1::int + 1", "2"), simple("BEGIN"), simple("ROLLBACK"), unnamed("DEALLOCATE ALL"),
 	}},
-	{name: "psycopg with named statements", pins: []string{"named_statement"}, steps: []request{
+	{name: "psycopg with named statements", steps: []request{
 		named("_pg3_0", "SELECT $1::int + 1", "2"), named("_pg3_1", "SELECT 2"), simple("DEALLOCATE ALL"), named("_pg3_0", "SELECT 3"), simple("DEALLOCATE ALL"),
 	}},
 	{name: "pgjdbc", steps: []request{
@@ -117,7 +117,7 @@ var driverSequences = []struct {
 	{name: "PHP without named statements", steps: []request{
 		simple("DEALLOCATE pdo_stmt_00000001"), unnamed("DEALLOCATE pdo_stmt_00000001"), unnamed("SELECT 1"),
 	}},
-	{name: "PHP", pins: []string{"named_statement"}, steps: []request{
+	{name: "PHP", steps: []request{
 		named("pdo_stmt_00000001", "SELECT 17"), simple("DEALLOCATE pdo_stmt_00000001"), simple("DEALLOCATE pdo_stmt_00000001"),
 		named("pdo_stmt_00000002", "SET work_mem = '5MB'"), simple("DEALLOCATE pdo_stmt_00000002"),
 	}},

@@ -90,8 +90,8 @@ func (n *Names) Find(name []byte) (Statement, bool) {
 func (n *Names) Set(name string, st Statement) {
 	n.Delete(name)
 	i, _ := n.search([]byte(name))
-	if len(n.list) == cap(n.list) { // append would double it
-		n.list = slices.Grow(n.list, 1+len(n.list)/8)
+	if len(n.list) == cap(n.list) { // Insert would double it
+		n.list = append(make([]unique.Handle[binding], 0, len(n.list)+1+len(n.list)/16), n.list...)
 	}
 	n.list = slices.Insert(n.list, i, unique.Make(binding{name, st}))
 	n.bytes += size(name, st)
