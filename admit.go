@@ -239,6 +239,11 @@ func (s *Session) record(typ byte, unnamed, isNamed bool) bool {
 		if isNamed {
 			return s.turn.SentClose()
 		}
+	case wire.Describe:
+		if s.described {
+			s.described = false
+			return s.turn.SentDescribe()
+		}
 	case wire.Sync, wire.Query, wire.FunctionCall:
 		s.batch++
 	}

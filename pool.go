@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/puddle/v2"
@@ -26,6 +27,9 @@ const puddleCeiling = 1 << 16
 // holds every connection, Acquired in puddle's eyes, and chooses who gets which: waiters are served strictly in the
 // order in which they came. It knows sessions only as waiters.
 type pool struct {
+	renewed        renewals      // of prepared statements
+	statementEpoch atomic.Uint64 // counts the plans that the server has refused
+
 	key    poolKey
 	up     *upstream
 	env    *env

@@ -3,8 +3,11 @@ package pgmoor
 import (
 	"bytes"
 	"encoding/binary"
+	"hash/maphash"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/pgmoor/pgmoor/internal/sqlscan"
 	"github.com/pgmoor/pgmoor/internal/stmts"
@@ -30,11 +33,13 @@ type stmtOp struct {
 type stmtOpKind byte
 
 const (
-	opNothing stmtOpKind = iota // the server knows best
-	opParse                     // the session has the statement
-	opClose                     // it has it no more
-	opPrepare                   // the connection has it
-	opEvict                     // it has it no more
+	opNothing  stmtOpKind = iota // the server knows best
+	opParse                      // the session has the statement
+	opClose                      // it has it no more
+	opPrepare                    // the connection has it
+	opEvict                      // it has it no more
+	opDescribe                   // the session is told its shape
+	opCheck                      // the proxy is told its shape
 )
 
 // Limits of what a session may have prepared and have carried. One with more keeps its server connection.
@@ -136,8 +141,12 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 	if why := s.bySQL(a.info, false, first); why != stopNot {
 		return why
 	}
-	if why := s.provide(msg, name, at, st, first); why != stopNot {
+	if why := s.provide(msg, name, at, st, first); why != stopNot || s.refusal != nil {
 		return why
+	}
+	if p := sc.prepared.Find(st); msg[0] == wire.Describe && p != nil {
+		s.enter(stmtOp{kind: opDescribe, name: string(key), p: p})
+		s.described = true
 	}
 	if msg[0] == wire.Bind {
 		s.bindNamed(a, msg)
@@ -145,19 +154,72 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 	return stopNot
 }
 
+// errShape is what PostgreSQL says of a statement whose result would be another than when it was prepared.
+var errShape = &Error{Code: codeNotSupported, Message: "cached plan must not change result type"}
+
+// check asks for the shape of a statement, in front of the next message.
+func (s *Session) check(p *stmts.Prepared) {
+	s.front()
+	s.prefix = wire.AppendHeader(s.prefix, wire.Describe, len(p.Name)+2)
+	s.prefix = append(append(append(s.prefix, 'S'), p.Name...), 0)
+	s.turn.InjectDescribe()
+	s.enter(stmtOp{kind: opCheck, p: p})
+}
+
+// noteShape takes a message of the answer to a Describe of a statement into account.
+func (s *Session) noteShape(msg []byte) {
+	body := msg[wire.HeaderLen:]
+	var h maphash.Hash
+	h.SetSeed(shapeSeed)
+	if msg[0] == wire.ParameterDescription {
+		_, _ = h.Write(body)
+		s.shape = h.Sum64() | 1
+		return
+	}
+	var prior [8]byte
+	binary.BigEndian.PutUint64(prior[:], s.shape)
+	_, _ = h.Write(prior[:])
+	for len(body) > 2 && msg[0] == wire.RowDescription && len(msg) > int(wire.Length(msg)) {
+		name, rest, ok := wire.CString(body[2:])
+		if !ok || len(rest) < columnLen {
+			break
+		}
+		_, _ = h.Write(name)
+		_, _ = h.Write(rest[6:columnLen]) // the table may be another one of the same kind
+		body = rest[columnLen-2:]
+	}
+	s.shape = h.Sum64() | 1
+}
+
+// columnLen is what stands behind the name of a column in a RowDescription.
+const columnLen = 18
+
+var shapeSeed = maphash.MakeSeed()
+
 // noName is the first byte of the names of statements that do not exist.
 const noName = 1
 
 // provide makes a message use the statement st as the server connection has it, and prepares it there if need be.
 func (s *Session) provide(msg, name []byte, at int, st stmts.Statement, first bool) stop {
 	p := s.srv.prepared.Find(st)
+	shape := s.names.Shape(stmts.Cut(name))
 	switch {
-	case p == nil && !first:
+	case (p == nil || shape != 0 && p.Shape == 0) && !first:
 		return stopPrime
 	case p == nil:
 		p = s.prepareFor(stmts.Cut(name), st)
 	default:
 		s.srv.prepared.Touch(p)
+	}
+	switch {
+	case shape == 0 || shape == p.Shape:
+	case p.Shape == 0: // it may have changed since the session was told
+		s.check(p)
+		s.waitsForAll = true
+		return stopHold
+	default:
+		s.refusal = errShape
+		return stopNot
 	}
 	return s.rename(msg, name, at, p.Name, first)
 }
@@ -491,6 +553,7 @@ func (s *Session) completedSQL(sc *server, tag []byte) {
 		delete(s.acts, op.name)
 		sc.prepared.Add(op.name, op.st)
 	case sqlscan.RefDeallocate:
+		s.noteClosed(op.name)
 		s.names.Delete(op.name)
 		delete(s.acts, op.name)
 		if p != nil {
@@ -510,6 +573,13 @@ func (s *Session) goOnIfKnown() {
 	s.interrupt()
 }
 
+// heldBack appends what is sent while the next message waits for the answers.
+func (s *Session) heldBack(out []byte) []byte {
+	out = append(append(out, s.prefix...), flush...)
+	s.prefix = nil
+	return out
+}
+
 var flush = []byte{wire.Flush, 0, 0, 0, 4}
 
 // flushHeld makes the server answer what it has been sent of a batch, since the next message waits for that.
@@ -519,9 +589,10 @@ func (s *Session) flushHeld(sc *server) {
 		s.mu.Unlock()
 		return
 	}
+	out := s.heldBack(nil)
 	s.sending = true
 	s.mu.Unlock()
-	if !s.transmit(sc, nil, flush) {
+	if !s.transmit(sc, nil, out) {
 		s.mu.Lock()
 		s.resume = true
 		s.mu.Unlock()
@@ -566,10 +637,13 @@ func (s *Session) parsePrivate(msg, key []byte, a act, big, first bool) stop {
 func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 	sc := s.srv
 	under := s.readUnder()
+	if e := s.pool.statementEpoch.Load(); e != 0 {
+		under += "\x04" + strconv.FormatUint(e, 10)
+	}
 	if a.info != nil && len(a.info.Refs) > 0 { // it means what the session's statements are
 		under += "\x01" + strconv.FormatUint(s.id, 10)
 	}
-	st := stmts.Intern(tail, under)
+	st := s.newest(tail, under)
 	if other, twice := s.nameOf(st); twice && other != string(stmts.Cut(name)) { // an error must tell them apart
 		st = stmts.Intern(tail, under+"\x02"+string(stmts.Cut(name)))
 	}
@@ -602,6 +676,75 @@ func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 	s.enter(stmtOp{kind: opParse, name: key, st: st, p: sc.prepared.Add(to, st), act: a})
 	s.env.count.stmtsPrepared.Add(1)
 	return stopNot
+}
+
+// newest returns the statement of a Parse. A client that prepares again what it has closed before wants it as the database is now:
+// from then on everybody's is a new one.
+func (s *Session) newest(tail []byte, under string) stmts.Statement {
+	base := stmts.Intern(tail, under)
+	of := func(generation uint64) stmts.Statement {
+		if generation == 0 {
+			return base
+		}
+		return stmts.Intern(tail, under+"\x03"+strconv.FormatUint(generation, 10))
+	}
+	st := of(s.pool.renewed.get(base))
+	if i := slices.Index(s.closed, st); i >= 0 {
+		s.closed = slices.Delete(s.closed, i, i+1)
+		st = of(s.pool.renewed.next(base))
+	}
+	return st
+}
+
+// maxClosed bounds how many statements a session remembers to have closed.
+const maxClosed = 8
+
+// noteClosed remembers that the session closed a statement.
+func (s *Session) noteClosed(name string) {
+	st, known := s.names.Find([]byte(name))
+	if !known || st == (stmts.Statement{}) {
+		return
+	}
+	if len(s.closed) >= maxClosed {
+		s.closed = slices.Delete(s.closed, 0, 1)
+	}
+	s.closed = append(s.closed, st)
+}
+
+// A renewals counts how often statements were prepared anew because the database may have changed under them. It is safe for
+// concurrent use. The zero value is ready.
+type renewals struct {
+	mu    sync.Mutex
+	last  uint64
+	count map[stmts.Statement]uint64
+}
+
+// maxRenewals bounds what is remembered. A statement that is forgotten is at worst prepared as it was before.
+const maxRenewals = 4096
+
+func (r *renewals) get(st stmts.Statement) uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.count[st]
+}
+
+func (r *renewals) next(st stmts.Statement) uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.count == nil || len(r.count) >= maxRenewals {
+		r.count = make(map[stmts.Statement]uint64)
+	}
+	r.last++
+	r.count[st] = r.last
+	return r.last
+}
+
+// noteStale takes note that the server has refused a plan because the database has changed under it: what is prepared from now on
+// is new to all of the pool.
+func (s *Session) noteStale(body []byte) {
+	if string(wire.ErrorField(body, 'C')) == codeNotSupported && string(wire.ErrorField(body, 'R')) == "RevalidateCachedQuery" {
+		s.pool.statementEpoch.Add(1)
+	}
 }
 
 // fake puts a Close of nothing in the place of a Parse.
@@ -719,11 +862,17 @@ func (s *Session) applyOp(sc *server, op *stmtOp) {
 			s.acts[op.name] = op.act
 		}
 	case opClose:
+		s.noteClosed(op.name)
 		s.names.Delete(op.name)
 		delete(s.acts, op.name)
 		if op.p != nil {
 			sc.prepared.Remove(op.p)
 		}
+	case opDescribe:
+		s.names.SetShape([]byte(op.name), s.shape)
+		op.p.Shape = s.shape
+	case opCheck:
+		op.p.Shape = s.shape
 	case opNothing, opPrepare, opEvict:
 	}
 }
@@ -736,7 +885,7 @@ func (s *Session) undoOp(sc *server, op *stmtOp) {
 		}
 	case opEvict:
 		sc.prepared.Restore(op.p)
-	case opNothing, opClose:
+	case opNothing, opClose, opDescribe, opCheck:
 	}
 }
 

@@ -385,7 +385,7 @@ func (s *Session) pushLocked(sc *server, own bool) bool {
 		s.pending, s.holding = rest, true
 		c = chunk{}
 		if s.turn.Open() {
-			out = append(out, flush...)
+			out = s.heldBack(out)
 		}
 	}
 	s.mu.Unlock()

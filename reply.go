@@ -186,6 +186,10 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 		sc.noteStatus(s, msg, private)
 	case wire.NotificationResponse:
 		s.env.namePid(msg)
+	case wire.ParameterDescription, wire.RowDescription, wire.NoData:
+		if len(s.ops) > 0 && (s.ops[0].kind == opDescribe || s.ops[0].kind == opCheck) {
+			s.noteShape(msg)
+		}
 	}
 	if private && len(sc.own) > 0 && sc.own[0].hear(msg) {
 		return turn.Swallow, sc.endedOwn()
@@ -199,6 +203,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	}
 	if msg[0] == wire.ErrorResponse && !private && v == turn.Forward {
 		s.failed = true
+		s.noteStale(msg[wire.HeaderLen:])
 	}
 	if private && msg[0] == wire.ReadyForQuery {
 		sc.answeredOwn(s)

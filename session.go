@@ -99,8 +99,11 @@ type Session struct {
 	acts        map[string]act           // what those of interest may do
 	ops         []stmtOp                 // Parses and Closes of named statements under way
 	refPortals  map[string]*sqlscan.Info // portals bound since the last boundary that prepare or drop statements by SQL
+	closed      []stmts.Statement        // that the session closed lately
 	sqlOps      []sqlOp                  // the same, by SQL
 	batch       uint32                   // counts what ends in a ReadyForQuery
+	described   bool                     // the Describe at hand is one whose answer counts
+	shape       uint64                   // what a Describe of a statement was answered so far
 	faked       bool                     // something else is sent in the place of the Parse at hand
 	waitsForAll bool                     // it waits until nothing is under way with named statements
 	holding     bool                     // the next message, in pending or with the link, waits for the end of what is owed

@@ -51,8 +51,9 @@ type Names struct {
 }
 
 type binding struct {
-	name string
-	st   Statement
+	name  string
+	st    Statement
+	shape uint64
 }
 
 // Len returns the number of names.
@@ -86,6 +87,24 @@ func (n *Names) Find(name []byte) (Statement, bool) {
 	return n.list[i].Value().st, true
 }
 
+// Shape returns what the session was told of the parameters and columns of the statement of a name; 0 if nothing.
+func (n *Names) Shape(name []byte) uint64 {
+	i, ok := n.search(name)
+	if !ok {
+		return 0
+	}
+	return n.list[i].Value().shape
+}
+
+// SetShape changes it.
+func (n *Names) SetShape(name []byte, shape uint64) {
+	if i, ok := n.search(name); ok {
+		b := n.list[i].Value()
+		b.shape = shape
+		n.list[i] = unique.Make(b)
+	}
+}
+
 // Set gives a statement a name. The zero Statement may have one, too.
 func (n *Names) Set(name string, st Statement) {
 	n.Delete(name)
@@ -93,7 +112,7 @@ func (n *Names) Set(name string, st Statement) {
 	if len(n.list) == cap(n.list) { // Insert would double it
 		n.list = append(make([]unique.Handle[binding], 0, len(n.list)+1+len(n.list)/16), n.list...)
 	}
-	n.list = slices.Insert(n.list, i, unique.Make(binding{name, st}))
+	n.list = slices.Insert(n.list, i, unique.Make(binding{name: name, st: st}))
 	n.bytes += size(name, st)
 }
 
@@ -144,6 +163,8 @@ func (n *Names) Keep(f func(name string, st Statement) bool) {
 type Prepared struct {
 	Name string
 	St   Statement
+	// Shape stands for its parameters and columns, as the server describes them; 0 if it has not been asked.
+	Shape uint64
 
 	prev, next *Prepared
 }

@@ -23,9 +23,10 @@ const (
 	eCloseUnnamed
 	eParseFaked // a Parse in whose place a Close was sent
 	eCloseNamed // of a statement
-	ePrepare    // injected only: a Parse of a named statement
-	eEvict      // injected only: a Close of a named statement
-	eCopyEnd    // CopyDone or CopyFail: is owed nothing, marks where a COPY ends
+	eDescribeNamed
+	ePrepare // injected only: a Parse of a named statement
+	eEvict   // injected only: a Close of a named statement
+	eCopyEnd // CopyDone or CopyFail: is owed nothing, marks where a COPY ends
 
 	injected = 0x80 // sent by the proxy: its answer is swallowed
 	kindMask = 0x7f
@@ -224,6 +225,18 @@ func (t *Turn) InjectRun() bool {
 	return t.push(eParse|injected) && t.push(eBind|injected) && t.push(eExecute|injected) && t.push(eClose|injected) && t.push(eClose|injected)
 }
 
+// SentDescribe records a Describe of a named statement.
+func (t *Turn) SentDescribe() bool {
+	t.open = true
+	return t.push(eDescribeNamed)
+}
+
+// InjectDescribe records a Describe of a named statement that the proxy sends in front of a message that waits for the answer.
+func (t *Turn) InjectDescribe() bool {
+	t.open = true
+	return t.push(eDescribeNamed | injected)
+}
+
 // InjectEvict records a Close of a named statement that the proxy sends.
 func (t *Turn) InjectEvict() bool { return t.push(eEvict | injected) }
 
@@ -241,7 +254,7 @@ func (t *Turn) TakeNamed() (did, undid int) {
 // aboutNamed reports whether an entry is counted by TakeNamed.
 func aboutNamed(e byte) bool {
 	switch e {
-	case eParse, eParseFaked, eCloseNamed, ePrepare | injected, eEvict | injected, eExecute | injected:
+	case eParse, eParseFaked, eCloseNamed, eDescribeNamed, eDescribeNamed | injected, ePrepare | injected, eEvict | injected, eExecute | injected:
 		return true
 	}
 	return false
@@ -347,9 +360,17 @@ func (t *Turn) Received(typ, arg byte) Verdict {
 		t.answered(eBind)
 	case wire.CloseComplete:
 		return t.receivedClose()
+	case wire.ParameterDescription:
+		if t.first() == eDescribeNamed|injected {
+			return Swallow
+		}
 	case wire.RowDescription, wire.NoData:
-		if t.first() == eDescribe {
+		switch t.first() {
+		case eDescribe, eDescribeNamed:
 			t.pop()
+		case eDescribeNamed | injected:
+			t.pop()
+			return Swallow
 		}
 	case wire.CommandComplete, wire.EmptyQueryResponse, wire.PortalSuspended:
 		t.copySyncs = false
