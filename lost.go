@@ -78,6 +78,7 @@ func (s *Session) lossLocked(sc *server) *lostErr {
 	s.strings = s.expected(sc, settingStrings) != "off"
 	s.opaque = hidesASCII(s.expected(sc, settingEncoding))
 	s.cand, s.doubtful, s.mayUnpin, s.ends, s.failed, s.rolledBack, s.portals = 0, false, false, 0, false, false, nil
+	s.seq.heeds, s.seq.lost = 0, false
 	sc.own, sc.ask, s.refusals, s.cancelLater, s.asksLater = nil, nil, nil, false, false
 	return l
 }

@@ -24,6 +24,7 @@ const (
 	ownReadBack         // asks for the values of settings that may have changed
 	ownVerify           // asks what the session has left behind
 	ownCleanUp          // makes the connection fresh again, after a pin has ended
+	ownDiscard          // keeps the session from meeting another's values of sequences
 )
 
 // own is a query of the proxy's own that is under way. The holding session's mu guards it.
@@ -53,7 +54,7 @@ func (o *own) hear(msg []byte) (fatal bool) {
 	case wire.ErrorResponse:
 		o.err = bytes.Clone(body)
 		severity := string(wire.ErrorField(body, 'V'))
-		return severity == "FATAL" || severity == "PANIC" || o.kind == ownSetUp
+		return severity == "FATAL" || severity == "PANIC" || o.kind == ownSetUp || o.kind == ownDiscard
 	}
 	return false
 }
@@ -159,7 +160,7 @@ func (sc *server) answeredOwn(s *Session) {
 		s.verified(sc, o)
 	case ownCleanUp:
 		sc.cleaned(s, o)
-	case ownSetUp, ownNothing:
+	case ownSetUp, ownDiscard, ownNothing:
 	}
 }
 

@@ -165,6 +165,9 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	switch msg[0] {
 	case wire.ErrorResponse:
 		sc.failed, s.failed = true, s.failed || !private
+		if s.seq.heeds&heedAsks != 0 && !private {
+			s.missed(sc, msg[wire.HeaderLen:])
+		}
 		if !private && sc.noteFatal(s, msg[wire.HeaderLen:]) {
 			return turn.Swallow, lost
 		}
@@ -279,6 +282,7 @@ func (s *Session) completed(tag string) {
 		}
 		s.untold = false
 	}
+	s.seq.misses = 0
 	s.letGo(gone)
 }
 

@@ -57,6 +57,8 @@ type server struct {
 	set      settings // what is set on the connection beyond its login
 	own      []*own   // queries of the proxy's own that are under way, oldest first
 	ask      []byte   // one of them, yet to be written; goes with sending
+	gotBy    uint64   // whose values of sequences it may have (sequences.stamp); 0: nobody's
+	foreign  bool     // it may have others' besides
 	changed  []string // parameters reported since the connection was lent, by folded name
 	setUpErr *Error   // the server ended the session over the settings that it was to have
 

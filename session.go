@@ -128,6 +128,8 @@ type Session struct {
 	unmooring   bool    // which is under way: the client's messages wait
 	cancelLater bool    // a cancel request waits for the end of a query of the proxy's own
 
+	seq sequences
+
 	pidNames map[string]*pidStatement // statements about processes
 	refusal  *Error                   // the policy's, of the message that is being looked at
 	refusals map[uint64][]byte        // what the errors stand for that are still to come
@@ -193,6 +195,7 @@ func newSession(e *env, c *Client, p *pool) *Session {
 	s := &Session{
 		env: e, client: c, pool: p, link: link.New(c.conn, !e.cfg.plainIO),
 		kick: make(chan struct{}, 1), done: make(chan struct{}), id: e.ids.Add(1), strings: true,
+		seq: sequences{stamp: e.statementIDs.Add(1)},
 	}
 	return s
 }

@@ -55,7 +55,9 @@ var starts = [wordCount]start{
 	wordDrop:       {effects: Release},
 	wordEnd:        {verb: VerbCommit},
 	wordExecute:    {effects: Execute},
+	wordInsert:     {verb: VerbInsert},
 	wordListen:     {effects: Listen},
+	wordMerge:      {verb: VerbInsert},
 	wordLoad:       {effects: Load},
 	wordPrepare:    {step: stepPrepare},
 	wordRelease:    {verb: VerbRelease},
@@ -69,16 +71,17 @@ var starts = [wordCount]start{
 
 // nameEffects says what a name is reported as, wherever it stands.
 var nameEffects = [wordCount]Effect{
-	nameLimit:    Setting,
-	nameLock:     AdvisoryLock,
-	nameTryLock:  TryLock,
-	nameUnlock:   Release,
-	nameSeed:     Seed,
-	nameSequence: Sequence,
-	nameForeign:  Foreign,
-	nameView:     PrepView,
-	namePid:      Pid,
-	nameTemp:     TempObject,
+	nameLimit:     Setting,
+	nameLock:      AdvisoryLock,
+	nameTryLock:   TryLock,
+	nameUnlock:    Release,
+	nameSeed:      Seed,
+	nameSequence:  Sequence,
+	nameLastValue: LastValue,
+	nameForeign:   Foreign,
+	nameView:      PrepView,
+	namePid:       Pid,
+	nameTemp:      TempObject,
 }
 
 // word takes the next word or quoted identifier.

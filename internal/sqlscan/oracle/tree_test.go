@@ -113,6 +113,14 @@ func (f *finding) statement(n *pgquery.Node) sqlscan.Verb {
 		}
 	case *pgquery.Node_TransactionStmt:
 		return f.transaction(s.TransactionStmt)
+	case *pgquery.Node_InsertStmt:
+		if s.InsertStmt.WithClause == nil { // else the statement begins with that
+			return sqlscan.VerbInsert
+		}
+	case *pgquery.Node_MergeStmt:
+		if s.MergeStmt.WithClause == nil {
+			return sqlscan.VerbInsert
+		}
 	}
 	return sqlscan.VerbOther
 }
@@ -291,8 +299,8 @@ var functions = map[string]sqlscan.Effect{
 	"setseed":                              sqlscan.Seed,
 	"nextval":                              sqlscan.Sequence,
 	"setval":                               sqlscan.Sequence,
-	"currval":                              sqlscan.Sequence,
-	"lastval":                              sqlscan.Sequence,
+	"currval":                              sqlscan.LastValue,
+	"lastval":                              sqlscan.LastValue,
 	"dblink_connect":                       sqlscan.Foreign,
 	"pg_backup_start":                      sqlscan.Foreign,
 	"pg_prepared_statement":                sqlscan.PrepView,
