@@ -47,6 +47,8 @@ func (s *Session) step(b []byte, done int) (int, link.Next) {
 		return len(b), link.Park
 	case s.axed || s.waitErr != nil || s.lostErr != nil: // interrupted comes first
 		return s.keepLocked(b, done)
+	case s.mending: // before the next: nothing may become pending
+		return s.holdBackLocked(b, done)
 	case s.waiting || s.sending || s.finishing || s.unmooring:
 		return s.keepLocked(b, done)
 	case s.srv != nil:
@@ -357,7 +359,7 @@ func (s *Session) pushLocked(sc *server, own bool) bool {
 	c := s.pending
 	s.pending = chunk{}
 	s.sending = true
-	front := s.setUp(sc)
+	front := s.setUp(sc, c.bytes())
 	if sc.foreign {
 		s.seq.clear = s.clearance(c.bytes())
 	}

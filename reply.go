@@ -247,6 +247,11 @@ func (sc *server) atRest(s *Session) outcome {
 	}
 	if s.turn.Status() == 'I' {
 		s.portalRisk = false
+		if s.mending && s.mendedOrNot(sc) {
+			s.settle(sc)
+			s.finishing = true
+			return turnEnds
+		}
 		if s.turn.Unnamed() == turn.UnnamedOlder {
 			s.pin(EffectUnnamedStatement)
 		}

@@ -105,7 +105,7 @@ func (e Effect) String() string {
 	return strings.Join(names, "|")
 }
 
-// Verb says what a statement is, as far as it matters to the state of a transaction or of sequences.
+// Verb says what a statement is, as far as it matters to the state of a transaction, of sequences or of settings.
 type Verb uint8
 
 const (
@@ -133,6 +133,8 @@ const (
 	VerbRollbackPrepared
 	// VerbInsert is INSERT or MERGE, which may take values of sequences by a default.
 	VerbInsert
+	// VerbSet is SET, RESET or DISCARD.
+	VerbSet
 
 	verbCount
 )

@@ -100,8 +100,10 @@ func (f *finding) statement(n *pgquery.Node) sqlscan.Verb {
 	switch s := n.Node.(type) {
 	case *pgquery.Node_VariableSetStmt:
 		f.variable(s.VariableSetStmt)
+		return sqlscan.VerbSet
 	case *pgquery.Node_DiscardStmt:
 		f.all = f.all || s.DiscardStmt.Target == pgquery.DiscardMode_DISCARD_ALL
+		return sqlscan.VerbSet
 	case *pgquery.Node_ExplainStmt:
 		f.explained(s.ExplainStmt.Query)
 	case *pgquery.Node_CreateTableAsStmt:
@@ -111,6 +113,8 @@ func (f *finding) statement(n *pgquery.Node) sqlscan.Verb {
 		if s.DeclareCursorStmt.Options&0x20 != 0 {
 			f.effects |= sqlscan.HoldCursor
 		}
+	case *pgquery.Node_ConstraintsSetStmt:
+		return sqlscan.VerbSet
 	case *pgquery.Node_TransactionStmt:
 		return f.transaction(s.TransactionStmt)
 	case *pgquery.Node_InsertStmt:
