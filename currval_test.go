@@ -2,7 +2,11 @@ package pgmoor_test
 
 import (
 	"fmt"
+	"github.com/stretchr/testify/assert"
+	"math/rand/v2"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -17,18 +21,16 @@ const othersFirst = 1_000_000
 
 // foreignPool starts a proxy with n connections that are lent in turn, and returns a function by which another client gets a
 // value on each of them.
-func foreignPool(t *testing.T, version, n int, configure func(*pgmoor.Config)) (*pgmoor.Proxy, func()) {
+func foreignPool(t *testing.T, version, n int, configure func(pgmoor.Config) pgmoor.Config) (*pgmoor.Proxy, func()) {
 	t.Helper()
 	cluster := pgtest.Shared(t, version)
-	cluster.Exec(t, `DROP TABLE IF EXISTS mine, others; DROP SEQUENCE IF EXISTS others_seq; CREATE TABLE mine (id serial, x int);
+	cluster.Exec(t, `DROP TABLE IF EXISTS mine, others; DROP SEQUENCE IF EXISTS others_seq; CREATE TABLE mine (id serial, x int); ALTER SEQUENCE mine_id_seq RESTART 2;
 		CREATE SEQUENCE others_seq START 1000000; CREATE TABLE others (id bigint DEFAULT nextval('others_seq'), x int);
 		CREATE OR REPLACE FUNCTION insert_mine() RETURNS int LANGUAGE sql AS 'INSERT INTO mine (x) VALUES (1); SELECT 1';
 		GRANT ALL ON mine, others, mine_id_seq, others_seq TO app`)
-	cfg := pgmoor.WithRotation(trusting(cluster))
+	cfg := trusting(cluster)
 	cfg.MaxConnections, cfg.Logger = n, quiet
-	if configure != nil {
-		configure(&cfg)
-	}
+	cfg = configure(cfg)
 	p := startProxy(t, cfg)
 	openServers(t, p, "app", n)
 	other := over(t, p)
@@ -142,7 +144,7 @@ func TestCurrvalTellsOfNobodyElseAndSoonOfOnesOwn(t *testing.T) {
 	for _, version := range versions {
 		for name, idiom := range idioms {
 			t.Run(fmt.Sprintf("%s/%d", name, version), func(t *testing.T) {
-				p, getValues := foreignPool(t, version, 3, nil)
+				p, getValues := foreignPool(t, version, 3, pgmoor.WithRotation)
 				for i := range 3 {
 					c := over(t, p)
 					getValues()
@@ -167,4 +169,214 @@ func TestCurrvalTellsOfNobodyElseAndSoonOfOnesOwn(t *testing.T) {
 			})
 		}
 	}
+}
+
+// ofOwn requires that a reply holds a value of the client's own.
+func ofOwn(t testing.TB, r reply) {
+	t.Helper()
+	require.Nil(t, r.err)
+	require.NotEmpty(t, r.rows)
+	v, err := strconv.Atoi(r.rows[len(r.rows)-1])
+	require.NoError(t, err)
+	require.Less(t, v, othersFirst)
+	require.Greater(t, v, 1)
+}
+
+func onBoth(t *testing.T, f func(t *testing.T, version int)) {
+	for _, version := range versions {
+		t.Run(fmt.Sprint(version), func(t *testing.T) { f(t, version) })
+	}
+}
+
+func TestCurrvalIsAnsweredWhereTheValueWasGotIfNobodyWasThereSince(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, _ := foreignPool(t, version, 3, func(cfg pgmoor.Config) pgmoor.Config { return cfg })
+		c, other := over(t, p), over(t, p)
+		ofOwn(t, c.query(insertMine+"; "+askLast)) // from here on it is known to ask
+		c.ok("BEGIN")
+		backend := c.ok("SELECT pg_backend_pid()")
+		other.ok("BEGIN; INSERT INTO others (x) VALUES (1)") // on another connection, which is lent first afterwards
+		c.ok(insertMine, "COMMIT")
+		other.ok("COMMIT")
+		for range 10 {
+			other.ok("BEGIN", "SELECT 1")
+			ofOwn(t, c.extended(askLast))
+			require.Equal(t, backend, c.ok("SELECT pg_backend_pid()"))
+			other.ok("COMMIT")
+		}
+		pinnedBy(t, p)
+		require.Empty(t, p.Stats().PinsTotal)
+	})
+}
+
+func TestWhereNothingOfOthersIsNothingIsDiscarded(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, _ := foreignPool(t, version, 1, pgmoor.WithRotation)
+		c := over(t, p)
+		c.ok("LISTEN a", "UNLISTEN a", "SELECT 1") // the connection is made fresh
+		pinnedBy(t, p)
+		c.ok(insertMine)
+		for range 3 {
+			ofOwn(t, c.query(askLast))
+			ofOwn(t, c.extended(askSerial))
+		}
+		c.ok("DISCARD SEQUENCES")
+		require.Equal(t, "55000", c.query(askLast).code())
+	})
+}
+
+func TestAValueOfOthersThatCannotBeDiscardedIsRefused(t *testing.T) {
+	for name, send := range map[string]struct {
+		before, tail []string
+		block        bool
+	}{
+		"in a failed block":    {before: []string{"BEGIN", "SELECT 1/0"}, tail: []string{"ROLLBACK; " + askLast}},
+		"behind in a pipeline": {tail: []string{"BEGIN", askLast}},
+	} {
+		for _, version := range versions {
+			t.Run(fmt.Sprintf("%s/%d", name, version), func(t *testing.T) {
+				p, getValues := foreignPool(t, version, 2, pgmoor.WithRotation)
+				getValues()
+				c := over(t, p)
+				for _, sql := range send.before {
+					c.query(sql)
+				}
+				for _, sql := range send.tail {
+					c.ask(sql)
+				}
+				var r reply
+				for range send.tail {
+					r = c.reply()
+				}
+				require.Equal(t, "55000", r.code())
+				require.Contains(t, r.err.Message, "not yet defined in this session")
+				c.ok("ROLLBACK")
+				ofOwn(t, c.query(insertMine+"; "+askLast))
+			})
+		}
+	}
+}
+
+func TestTheUnnamedStatementOutlivesWhatIsDiscarded(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, getValues := foreignPool(t, version, 1, pgmoor.WithRotation)
+		getValues()
+		c := over(t, p)
+		c.send(&pgproto3.Parse{Query: "SELECT 17"}, &pgproto3.Sync{})
+		require.Nil(t, c.reply().err)
+		c.send(&pgproto3.Parse{Name: "l", Query: askLast}, &pgproto3.Bind{PreparedStatement: "l"}, &pgproto3.Execute{}, &pgproto3.Sync{})
+		require.Equal(t, "55000", c.reply().code())
+		c.send(run("")...)
+		require.Equal(t, []string{"17"}, c.reply().rows)
+		pinnedBy(t, p, "named_statement")
+		c.ok(insertMine)
+		c.send(run("l")...)
+		ofOwn(t, c.reply())
+	})
+}
+
+func TestSharedSequencesAreNotGuarded(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, getValues := foreignPool(t, version, 1, func(cfg pgmoor.Config) pgmoor.Config {
+			cfg.Pinning = always(pgmoor.Decision{Share: pgmoor.EffectSequence})
+			return cfg
+		})
+		getValues()
+		c := over(t, p)
+		c.ok("SELECT nextval('mine_id_seq')")
+		ofOwn(t, c.query(askLast))
+		getValues()
+		require.Nil(t, c.query(askLast).err)
+		pinnedBy(t, p)
+	})
+}
+
+func TestFunctionsThatAskAreGuardedWhereTheyAreListed(t *testing.T) {
+	for name, configure := range map[string]func(pgmoor.Config) pgmoor.Config{
+		"listed": func(cfg pgmoor.Config) pgmoor.Config {
+			cfg.Verify, cfg.VerifyFunctions = pgmoor.VerifyListed, []string{"last_mine"}
+			return pgmoor.WithRotation(cfg)
+		},
+		"always": func(cfg pgmoor.Config) pgmoor.Config {
+			cfg.Verify = pgmoor.VerifyAlways
+			return pgmoor.WithRotation(cfg)
+		},
+	} {
+		for _, version := range versions {
+			t.Run(fmt.Sprintf("%s/%d", name, version), func(t *testing.T) {
+				pgtest.Shared(t, version).Exec(t, "CREATE OR REPLACE FUNCTION last_mine() RETURNS bigint LANGUAGE sql AS 'SELECT lastval()'")
+				p, getValues := foreignPool(t, version, 2, configure)
+				getValues()
+				c := over(t, p)
+				require.Equal(t, "55000", c.query("SELECT last_mine()").code())
+				getValues()
+				require.Equal(t, "55000", c.extended("SELECT last_mine()").code())
+				getValues()
+				ofOwn(t, c.query(insertMine+"; SELECT last_mine()"))
+			})
+		}
+	}
+}
+
+func TestLargeTextsMeetNoValueOfOthers(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, getValues := foreignPool(t, version, 2, pgmoor.WithRotation)
+		getValues()
+		c := over(t, p)
+		padding := "/*" + strings.Repeat("x", 100<<10) + "*/ "
+		require.Equal(t, "55000", c.query(padding+askLast).code())
+		ofOwn(t, c.query(padding+insertMine+"; "+askLast))
+		getValues()
+		require.Equal(t, "55000", over(t, p).extended(padding+askSerial).code())
+	})
+}
+
+// TestManyClientsAskForTheirOwnValues has clients insert and ask at random: what they are told is always what they have inserted last, or
+// 55000, and that not often.
+func TestManyClientsAskForTheirOwnValues(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, _ := foreignPool(t, version, 3, pgmoor.WithRotation)
+		var wg sync.WaitGroup
+		for i := range 8 {
+			c := over(t, p)
+			wg.Go(func() { askAtRandom(t, c, rand.New(rand.NewPCG(7, uint64(i)))) })
+		}
+		wg.Wait()
+	})
+}
+
+func askAtRandom(t *testing.T, c *client, r *rand.Rand) {
+	last, missed := "", 0
+	insert := insertMine + " RETURNING id"
+	for range 300 {
+		var got reply
+		switch r.IntN(6) {
+		case 0:
+			last = c.ok(insert)
+			continue
+		case 1:
+			last = c.extended(insert).rows[0]
+			continue
+		case 2:
+			c.ok("BEGIN")
+			last = c.ok(insert)
+			got = c.query(askSerial)
+			c.ok("COMMIT")
+		case 3:
+			c.ok("SELECT 1")
+			continue
+		case 4:
+			got = c.extended(askLast)
+		default:
+			got = c.query(askSerial)
+		}
+		if got.err != nil {
+			assert.Equal(t, "55000", got.code())
+			missed++
+		} else {
+			assert.Equal(t, last, got.rows[0])
+		}
+	}
+	assert.Less(t, missed, 10)
+	assert.NoError(t, c.conn.Close()) // a pinned one makes room
 }

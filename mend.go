@@ -102,10 +102,11 @@ func parsedText(msg []byte) ([]byte, bool) {
 }
 
 // mendedOrNot is called at the end of such a request, and reports whether it has failed: then the connection is given back at once,
-// for the session's settings are not on it.
+// for the session's settings are not on it. Else the server is asked for those that it has set, as ever.
 func (s *Session) mendedOrNot(sc *server) (failed bool) {
 	s.mending = false
 	if !s.failed {
+		s.set = sc.set
 		return false
 	}
 	s.dirty, s.allReset, s.cand, s.doubtful, sc.changed = nil, false, 0, false, sc.changed[:0]

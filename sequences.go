@@ -63,7 +63,7 @@ func (s *Session) heedText(in *sqlscan.Info, a act, use textUse) {
 	if in.Verb == sqlscan.VerbInsert || in.Statements > 1 || in.Effects&(sqlscan.TxnBegin|sqlscan.Call|sqlscan.Execute) != 0 {
 		h |= heedGets
 	}
-	if in.Effects&sqlscan.Unsure != 0 {
+	if in.Effects&(sqlscan.Unsure|sqlscan.Listed) != 0 || s.env.cfg.Verify == VerifyAlways { // they may ask by a function
 		h |= heedAsks | heedGets
 	}
 	if d := a.deed; d != nil {
@@ -181,6 +181,11 @@ func (s *Session) minds() bool { return s.seq.asked || s.pool.asked.Load() }
 func (s *Session) missed(sc *server, body []byte) {
 	q := &s.seq
 	if string(wire.ErrorField(body, 'C')) != codeNotInState || q.lost || s.pins&EffectSequence != 0 {
+		return
+	}
+	switch string(wire.ErrorField(body, 'R')) { // PostgreSQL's sequence.c
+	case "lastval", "currval_oid":
+	default:
 		return
 	}
 	if q.misses++; q.misses == 1 {
