@@ -416,6 +416,9 @@ func (c *leaker) check() error {
 		}
 		want = append(want, v)
 	}
+	if len(rows) == 0 {
+		return fmt.Errorf("no rows")
+	}
 	if !slices.Equal(rows[0], want) {
 		return fmt.Errorf("the session is %q and should be %q", rows[0], want)
 	}

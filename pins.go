@@ -73,11 +73,8 @@ func (s *Session) do(a act) {
 	if in.Effects&mayCommit != 0 {
 		s.risk = true
 	}
-	if in.Effects&sqlscan.Discard != 0 { // what it got elsewhere is not its own any more
-		s.seq.stamp = s.env.statementIDs.Add(1)
-		if s.pins&EffectSequence == 0 {
-			s.seq.misses = 0
-		}
+	if in.Effects&sqlscan.Discard != 0 && s.pins&EffectSequence == 0 {
+		s.seq.misses = 0
 	}
 	if a.deed != nil {
 		s.undertake(a)

@@ -115,7 +115,7 @@ func (p *pool) pickLocked(s *Session) int {
 	}
 	if s.minds() {
 		for i := last; i >= 0 && i > last-maxPicked; i-- {
-			if p.idle[i].gotBy == s.seq.stamp {
+			if s.gotOn(p.idle[i]) {
 				return i
 			}
 		}

@@ -328,7 +328,7 @@ func (s *Session) holdLocked(sc *server) bool {
 	s.waiting = false
 	s.primed = sc.none && s.turn.Unnamed() == turn.UnnamedNone || sc.unnamed != 0 && sc.unnamed == s.unnamedID && s.turn.Unnamed() == turn.UnnamedLast
 	s.queried = false
-	s.seq.hold(sc)
+	s.holdSequences(sc)
 	sc.failed, sc.winds, sc.reset, sc.changed = false, 0, false, sc.changed[:0]
 	return true
 }
@@ -472,7 +472,7 @@ func (s *Session) dropLocked(sc *server) {
 			sc.unnamed = s.unnamedID
 		}
 	}
-	sc.gotBy = s.seq.stamp
+	sc.gotBy, s.seq.last = s.id, sc.serial
 	s.srv = nil
 	s.backend.Store(0)
 	sc.sess.Store(nil)

@@ -37,7 +37,7 @@ const (
 
 // sequences is what a session has to do with values of sequences. Its mu guards it.
 type sequences struct {
-	stamp   uint64 // whose values are on a connection: the session's own, since it last discarded them
+	last    uint64 // the connection that it used last (server.serial): on any other its values may be old
 	heeds   heed
 	clear   clearance
 	asking  bool // the message that is being looked at asks
@@ -52,10 +52,13 @@ type sequences struct {
 const discardSequences = "DISCARD SEQUENCES"
 
 // hold is called when s gets sc.
-func (q *sequences) hold(sc *server) {
-	sc.foreign = sc.foreign || sc.gotBy != q.stamp && sc.gotBy != 0
-	q.heeds = 0
+func (s *Session) holdSequences(sc *server) {
+	sc.foreign = sc.foreign || sc.gotBy != 0 && !s.gotOn(sc)
+	s.seq.heeds = 0
 }
+
+// gotOn reports whether the session's latest values, if it has any, are on sc.
+func (s *Session) gotOn(sc *server) bool { return sc.gotBy == s.id && sc.serial == s.seq.last }
 
 // heedText takes note of what a text has to do with sequences.
 func (s *Session) heedText(in *sqlscan.Info, a act, use textUse) {

@@ -198,7 +198,6 @@ func newSession(e *env, c *Client, p *pool) *Session {
 	s := &Session{
 		env: e, client: c, pool: p, link: link.New(c.conn, !e.cfg.plainIO),
 		kick: make(chan struct{}, 1), done: make(chan struct{}), id: e.ids.Add(1), strings: true,
-		seq: sequences{stamp: e.statementIDs.Add(1)},
 	}
 	return s
 }
