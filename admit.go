@@ -173,6 +173,9 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 	if typ == wire.Sync && s.turn.Status() == 'I' {
 		s.risk = true
 	}
+	if s.seq.asking {
+		s.ask(msg, unnamed, first)
+	}
 	if e := s.refusal; e != nil {
 		s.refusal = nil
 		if !first {
@@ -201,6 +204,7 @@ func (s *Session) parse(msg []byte, l int, unnamed bool) {
 	if !unnamed {
 		s.nameRisk = true
 		s.cand |= EffectNamedStatement
+		s.seq.heeds |= heedKeeps
 		_, text, ok := wire.CString(body)
 		if !ok { // the end of the name is yet to come
 			s.cand |= EffectUnclassified
@@ -267,6 +271,8 @@ func (s *Session) bind(msg []byte) {
 		s.portalRisk = s.portalRisk || s.nameRisk
 	default:
 		s.portalRisk = s.portalRisk || s.stmtRisk
+		s.seq.heeds |= s.seq.unnamed
+		s.seq.asking = asksFor(s.stmt)
 		if in := s.stmt.info; in != nil {
 			s.touchBound(in, msg)
 			s.bindAct()
@@ -352,6 +358,7 @@ func (s *Session) text(b []byte, n int, use textUse) (a act, big bool) {
 	if n > len(b) {
 		s.big = &bigText{ambiguous: s.ambiguous(), use: use}
 		s.big.scan.Reset(s.strings)
+		s.heedText(unclassified, act{}, use)
 		s.feedText(b, false)
 		return act{}, true
 	}
@@ -366,6 +373,7 @@ func (s *Session) text(b []byte, n int, use textUse) (a act, big bool) {
 	if refuse != nil {
 		s.refusal = refuse
 	}
+	s.heedText(in, a, use)
 	return a, false
 }
 
@@ -393,6 +401,7 @@ func dependsOnSettings(text []byte) bool {
 func (s *Session) call(msg []byte) {
 	if len(msg) < wire.HeaderLen+4 || !largeObjects[binary.BigEndian.Uint32(msg[wire.HeaderLen:])] {
 		s.cand |= EffectUnclassified
+		s.seq.heeds |= heedAsks | heedGets | heedKeeps
 	}
 }
 
@@ -452,6 +461,9 @@ func (s *Session) bigRead(big *bigText) {
 	}
 	in := &sqlscan.Info{Effects: e, Verb: big.scan.Verb(), Statements: big.scan.Statements()}
 	a, refuse := s.judge(in, big.head, big.size)
+	if refuse == nil && asksFor(a) && s.srv.foreign && s.seq.clear < clearInBlock { // nothing was put in front of it
+		refuse = errForeignValue
+	}
 	switch {
 	case refuse != nil: // the server gets no end of it
 		s.axed, s.closing = true, refuse

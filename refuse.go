@@ -31,7 +31,10 @@ func (s *Session) refuse(msg []byte, e *Error) {
 		s.prefix = wire.AppendQuery(s.prefix, text)
 		return
 	}
-	name, _, _ := wire.CString(msg[wire.HeaderLen:])
+	name := []byte("pgmoor refused") // a Bind, which leaves the unnamed statement as it is
+	if msg[0] == wire.Parse {
+		name, _, _ = wire.CString(msg[wire.HeaderLen:])
+	}
 	s.prefix = wire.AppendHeader(s.prefix, wire.Parse, len(name)+1+len(text)+1+2)
 	s.prefix = append(append(s.prefix, name...), 0)
 	s.prefix = append(append(s.prefix, text...), 0, 0, 0)
