@@ -128,6 +128,7 @@ func (s *Session) feedBody(b []byte) int {
 func (s *Session) admit(msg []byte, l int, first bool) stop {
 	typ, unnamed := msg[0], false
 	isNamed := false // it is about a named statement
+	s.seq.asking, s.headLen = false, 0
 	if !s.turn.Skipping() && !s.turn.CopyIn() {
 		switch typ {
 		case wire.Parse:
@@ -207,6 +208,9 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 	if typ == wire.Sync && s.turn.Status() == 'I' {
 		s.risk = true
 	}
+	if s.seq.asking {
+		s.ask(msg, unnamed, first)
+	}
 	if e := s.refusal; e != nil {
 		s.refusal = nil
 		if !first {
@@ -215,6 +219,7 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 		if len(s.refusals) >= maxRefusals {
 			return stopTooMany
 		}
+		s.prefix = s.prefix[:len(s.prefix)-s.headLen]
 		s.refuse(msg, e)
 		s.instead = len(msg)
 	}
@@ -317,6 +322,8 @@ func (s *Session) bind(msg []byte, first bool) stop {
 		if s.refPortals != nil || s.stmt.info != nil && len(s.stmt.info.Refs) > 0 {
 			s.bindRefs(s.stmt.info, msg)
 		}
+		s.seq.heeds |= s.seq.unnamed
+		s.seq.asking = asksFor(s.stmt)
 		if in := s.stmt.info; in != nil {
 			if why := s.bySQL(in, false, first); why != stopNot {
 				return why
@@ -360,12 +367,14 @@ func (s *Session) prime(msg []byte, unnamed, first bool) stop {
 		return stopPrime
 	}
 	s.primed = true
-	s.prefix = append(s.scratch[:0], closeUnnamed...) // scratch: the next Parse may overwrite s.unnamed before this is written
+	s.front() // scratch: the next Parse may overwrite s.unnamed before this is written
+	at := len(s.prefix)
+	s.prefix = append(s.prefix, closeUnnamed...)
 	s.turn.InjectClose()
 	if s.turn.Unnamed() == turn.UnnamedLast && !s.queried && (typ != wire.Parse || !unnamed) {
 		s.prefix = append(s.prefix, s.unnamed...)
 		if aboutPids(s.stmt.info) {
-			s.translate(s.prefix[len(closeUnnamed)+wire.HeaderLen:], signals(s.unnamed))
+			s.translate(s.prefix[at+len(closeUnnamed)+wire.HeaderLen:], signals(s.unnamed))
 		}
 		apart := !usesUnnamed(msg)
 		if apart { // the batch must not begin with a snapshot that it would not have
@@ -406,6 +415,7 @@ func (s *Session) text(b []byte, n int, use textUse) (a act, big bool) {
 	if n > len(b) {
 		s.big = &bigText{ambiguous: s.ambiguous(), use: use}
 		s.big.scan.Reset(s.strings)
+		s.heedText(unclassified, act{}, use)
 		s.feedText(b, false)
 		return act{}, true
 	}
@@ -420,6 +430,7 @@ func (s *Session) text(b []byte, n int, use textUse) (a act, big bool) {
 	if refuse != nil {
 		s.refusal = refuse
 	}
+	s.heedText(in, a, use)
 	return a, false
 }
 
@@ -447,6 +458,7 @@ func dependsOnSettings(text []byte) bool {
 func (s *Session) call(msg []byte) {
 	if len(msg) < wire.HeaderLen+4 || !largeObjects[binary.BigEndian.Uint32(msg[wire.HeaderLen:])] {
 		s.cand |= EffectUnclassified
+		s.seq.heeds |= heedAsks | heedGets | heedKeeps
 	}
 }
 
@@ -506,6 +518,9 @@ func (s *Session) bigRead(big *bigText) {
 	}
 	in := &sqlscan.Info{Effects: e, Verb: big.scan.Verb(), Statements: big.scan.Statements()}
 	a, refuse := s.judge(in, big.head, big.size, big.use)
+	if refuse == nil && asksFor(a) && s.srv.foreign && s.seq.clear < clearInBlock { // nothing was put in front of it
+		refuse = errForeignValue
+	}
 	switch {
 	case refuse != nil: // the server gets no end of it
 		s.axed, s.closing = true, refuse

@@ -182,7 +182,7 @@ func effectsTable(t *testing.T, f *ast.File) string {
 	t.Helper()
 	specs := constants(f)
 	sets := map[string]map[string]bool{}
-	for _, name := range []string{"carried", "verifiable", "discarded", "unresettable", "mandatory"} {
+	for _, name := range []string{"carried", "guarded", "verifiable", "discarded", "unresettable", "mandatory"} {
 		sets[name] = members(specs, name)
 		require.NotEmpty(t, sets[name], name)
 	}
@@ -196,7 +196,7 @@ func effectsTable(t *testing.T, f *ast.File) string {
 		}
 		is := func(set string) bool { return sets[set][name] }
 		fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s | %s | %s | %s |\n", e, name, cell(s.Comment),
-			choose(is("carried"), "carried", "pinned"), choose(is("mandatory"), "no", "yes"), pinEnds(is), choose(is("unresettable"), "closed", "reset"))
+			choose(is("carried"), "carried", choose(is("guarded"), "guarded", "pinned")), choose(is("mandatory"), "no", "yes"), pinEnds(is), choose(is("unresettable"), "closed", "reset"))
 		e <<= 1
 	}
 	require.Empty(t, e.String(), "the constants and the names of the effects differ in number")

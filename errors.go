@@ -22,6 +22,7 @@ const (
 	codeBadAuthorization    = "28000"
 	codeBadPassword         = "28P01"
 	codeSerialization       = "40001"
+	codeNotInState          = "55000"
 	codeTooManyConnections  = "53300"
 	codeLimitExceeded       = "54000"
 	codeQueryCanceled       = "57014"

@@ -135,8 +135,8 @@ func ExampleProxy_Accept() {
 	}
 }
 
-// A policy of one's own: nobody of the web application may keep a server connection for a temporary table, and its
-// sequences are used by nextval alone, so that they need not pin.
+// A policy of one's own: nobody of the web application may keep a server connection for a temporary table, and it
+// never asks for currval or lastval, so that they need not be kept apart.
 func ExamplePinningPolicyFunc() {
 	policy := pgmoor.PinningPolicyFunc(func(s *pgmoor.Session, st *pgmoor.Statement) pgmoor.Decision {
 		d := pgmoor.DefaultPinning{}.Decide(s, st)

@@ -2,6 +2,7 @@ package pgmoor_test
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -33,7 +34,8 @@ func TestNothingLeaksBetweenClients(t *testing.T) {
 		t.Run(fmt.Sprint("PostgreSQL", version), func(t *testing.T) {
 			t.Logf("seed %d: repeat with -seed %d -leak %v", seed, seed, *leakTime)
 			cluster := pgtest.Shared(t, version)
-			cluster.Exec(t, `DO $$ BEGIN CREATE ROLE leak_a; CREATE ROLE leak_b; EXCEPTION WHEN duplicate_object THEN END $$`)
+			cluster.Exec(t, `DO $$ BEGIN CREATE ROLE leak_a; CREATE ROLE leak_b; EXCEPTION WHEN duplicate_object THEN END $$;
+				CREATE SEQUENCE IF NOT EXISTS leak_seq; GRANT ALL ON SEQUENCE leak_seq TO leak_a, leak_b`)
 			cfg := pgmoor.WithRotation(trusting(cluster))
 			cfg.MaxConnections, cfg.UnpinInterval, cfg.Logger = 2, -1, quiet
 			leaks{proxy: startProxy(t, cfg), seed: seed, until: time.Now().Add(*leakTime)}.run(t)
@@ -68,7 +70,7 @@ func (l leaks) run(t *testing.T) {
 
 // client is one client's life; it returns how many steps it took.
 func (l leaks) client(t *testing.T, i int, pins chan struct{}) (steps int) {
-	cfg, err := pgconn.ParseConfig("host=127.0.0.1 user=postgres dbname=postgres sslmode=disable")
+	cfg, err := pgconn.ParseConfig("host=127.0.0.1 user=postgres dbname=app sslmode=disable")
 	if !assert.NoError(t, err) {
 		return 0
 	}
@@ -108,6 +110,8 @@ type leaker struct {
 	locked bool
 	temp   bool
 	listen bool
+	value  string // what it got of a sequence last
+	fresh  bool   // in the transaction block that is open
 }
 
 // leakValues are the settings that are played with, with some of their values and the one that RESET returns to.
@@ -169,7 +173,9 @@ func (c *leaker) inBlock() bool { return len(c.stack) > 1 }
 // step does something at random and checks something at random.
 func (c *leaker) step() error {
 	var err error
-	switch n := c.r.IntN(20); {
+	switch n := c.r.IntN(23); {
+	case n > 19:
+		err = c.sequence()
 	case n < 6:
 		err = c.set()
 	case n < 8:
@@ -232,9 +238,10 @@ func (c *leaker) block() error {
 		if _, err := c.exec("BEGIN"); err != nil {
 			return err
 		}
-		c.stack = append(c.stack, maps.Clone(c.now()))
+		c.stack, c.fresh = append(c.stack, maps.Clone(c.now())), false
 		return nil
 	}
+	c.fresh = false
 	commit := c.r.IntN(3) > 0
 	if _, err := c.exec(map[bool]string{true: "COMMIT", false: "ROLLBACK"}[commit]); err != nil {
 		return err
@@ -346,9 +353,41 @@ func (c *leaker) letGo() error {
 	if _, err := c.exec(sql); err != nil {
 		return err
 	}
+	if _, err := c.exec("DISCARD SEQUENCES"); err != nil {
+		return err
+	}
 	delete(c.now(), "role")
-	c.locked, c.temp, c.listen, c.token = false, false, false, false
+	c.locked, c.temp, c.listen, c.token, c.value = false, false, false, false, ""
 	<-c.pins
+	return nil
+}
+
+// sequence gets a value or asks for the last one. Asking for one of an earlier transaction may pin.
+func (c *leaker) sequence() error {
+	const get, ask = "SELECT pg_catalog.nextval('public.leak_seq')", "SELECT pg_catalog.lastval()"
+	sql := get
+	switch n := c.r.IntN(3); {
+	case n == 0:
+		sql += "; " + ask
+	case n == 1 && (c.token || c.fresh):
+		sql = ask
+	}
+	rows, err := c.exec(sql)
+	var pg *pgconn.PgError
+	switch {
+	case c.broken:
+		return nil
+	case sql == ask && errors.As(err, &pg) && pg.Code == "55000":
+		c.broken = c.inBlock()
+		return nil
+	case err != nil:
+		return err
+	case sql != ask:
+		c.value, c.fresh = rows[0][0], c.inBlock()
+	}
+	if got := rows[len(rows)-1][0]; got != c.value {
+		return fmt.Errorf("the last value is %s and should be %q", got, c.value)
+	}
 	return nil
 }
 
@@ -376,6 +415,9 @@ func (c *leaker) check() error {
 			v = leakValues[n][0]
 		}
 		want = append(want, v)
+	}
+	if len(rows) == 0 {
+		return fmt.Errorf("no rows")
 	}
 	if !slices.Equal(rows[0], want) {
 		return fmt.Errorf("the session is %q and should be %q", rows[0], want)

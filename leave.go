@@ -114,7 +114,9 @@ func (sc *server) wind(s *Session) {
 		s.primed = true
 		sc.failed = true // whatever unnamed statement there is is nobody's
 		s.dropLocked(sc)
-		sc.none = sc.reset
+		if sc.none = sc.reset; sc.reset {
+			sc.gotBy, sc.foreign = 0, false
+		}
 		s.mu.Unlock()
 		sc.link.ClearInterrupt()
 		s.env.count.recycled.Add(1)

@@ -35,6 +35,7 @@ func (s *Session) serverLost(sc *server) {
 		s.axed, s.closing = true, lostPinned(s.pinned)
 	case unsure:
 		s.axed, s.closing = true, lostPinned(EffectSetting.String())
+	case s.repeatLocked(sc, l):
 	default:
 		s.lostErr = l
 	}
@@ -73,12 +74,13 @@ func (s *Session) lossLocked(sc *server) *lostErr {
 	default:
 		l.err = errLost
 	}
-	s.risk, s.portalRisk = false, false
+	s.risk, s.portalRisk, s.mending = false, false, false
 	s.lexical, s.candUntold, s.discards, s.going, s.unmoor, s.unmooring = false, false, false, 0, false, false
 	s.strings = s.expected(sc, settingStrings) != "off"
 	s.opaque = hidesASCII(s.expected(sc, settingEncoding))
 	s.cand, s.doubtful, s.mayUnpin, s.ends, s.failed, s.rolledBack, s.portals = 0, false, false, 0, false, false, nil
 	s.ops, s.sqlOps, s.refPortals, s.waitsForAll, s.holding, s.faked, s.prefix, s.instead = nil, nil, nil, false, false, false, nil, 0
+	s.seq.heeds, s.seq.lost = 0, false
 	sc.own, sc.ask, s.refusals, s.cancelLater, s.asksLater = nil, nil, nil, false, false
 	return l
 }

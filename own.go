@@ -24,6 +24,7 @@ const (
 	ownReadBack         // asks for the values of settings that may have changed
 	ownVerify           // asks what the session has left behind
 	ownCleanUp          // makes the connection fresh again, after a pin has ended
+	ownDiscard          // keeps the session from meeting another's values of sequences
 )
 
 // own is a query of the proxy's own that is under way. The holding session's mu guards it.
@@ -53,7 +54,7 @@ func (o *own) hear(msg []byte) (fatal bool) {
 	case wire.ErrorResponse:
 		o.err = bytes.Clone(body)
 		severity := string(wire.ErrorField(body, 'V'))
-		return severity == "FATAL" || severity == "PANIC" || o.kind == ownSetUp
+		return severity == "FATAL" || severity == "PANIC" || o.kind == ownSetUp || o.kind == ownDiscard
 	}
 	return false
 }
@@ -100,18 +101,24 @@ func (sc *server) sendAsked(s *Session) {
 }
 
 // setUp returns the query that brings sc into the session's settings, or nil if it has them. The caller holds mu and sends it
-// in front of the session's next message.
-func (s *Session) setUp(sc *server) []byte {
+// in front of the session's next request.
+func (s *Session) setUp(sc *server, request []byte) []byte {
+	s.again = nil
 	if sc.set == s.set {
 		return nil
 	}
-	first, then := change(sc.set, s.set)
+	want := s.mended(request)
+	if sc.set == want {
+		return nil
+	}
+	s.again = s.mendable(request)
+	first, then := change(sc.set, want)
 	q := wire.AppendQuery(wire.AppendQuery(nil, first), then)
 	for range 2 {
 		s.turn.InjectQuery()
 		sc.own = append(sc.own, &own{kind: ownSetUp})
 	}
-	sc.set = s.set // or the connection ends
+	sc.set = want // or the connection ends
 	s.dropsUnnamed(sc)
 	s.env.count.setUps.Add(1)
 	return q
@@ -143,7 +150,7 @@ func (sc *server) endedOwn() outcome {
 	return lost
 }
 
-const setUpHint = "The session's settings could not be made on the server connection that was to run the request, which was not run."
+const setUpHint = "The session's settings could not be made on the server connection that was to run the request, which was not run. RESET ROLE, a RESET or SET of the setting, or DISCARD ALL mends the session."
 
 // answeredOwn takes the end of an answer to a query of the proxy's own, at whose ReadyForQuery it is called. The caller holds
 // s.mu.
@@ -159,7 +166,7 @@ func (sc *server) answeredOwn(s *Session) {
 		s.verified(sc, o)
 	case ownCleanUp:
 		sc.cleaned(s, o)
-	case ownSetUp, ownNothing:
+	case ownSetUp, ownDiscard, ownNothing:
 	}
 }
 

@@ -63,6 +63,9 @@ func (e Effects) name() string {
 // policy says so.
 const carried = EffectSetting | EffectNamedStatement | EffectSQLPrepare | EffectSQLExecute | EffectCursor | EffectDiscard | EffectStatementTooLarge
 
+// guarded are the effects of which a session meets only its own, without being pinned at first (sequences.go).
+const guarded = EffectSequence
+
 // transactional are the effects that PostgreSQL undoes when the transaction is rolled back.
 const transactional = EffectSetting | EffectUntrackedSetting | EffectListen | EffectTempObject | EffectHoldableCursor
 
@@ -175,6 +178,7 @@ var scanned = [...]struct {
 	{sqlscan.Load, EffectLoad},
 	{sqlscan.Seed, EffectRandomSeed},
 	{sqlscan.Sequence, EffectSequence},
+	{sqlscan.LastValue, EffectSequence},
 	{sqlscan.Foreign, EffectForeignState},
 	{sqlscan.Unsure, EffectUnclassified},
 }
@@ -182,7 +186,7 @@ var scanned = [...]struct {
 // pinningScan are the scanner's effects for which a policy is asked.
 const pinningScan = sqlscan.Setting | sqlscan.UnknownSetting | sqlscan.Listen | sqlscan.TempObject | sqlscan.HoldCursor | sqlscan.Declare |
 	sqlscan.AdvisoryLock | sqlscan.TryLock | sqlscan.Prepare | sqlscan.Execute | sqlscan.Deallocate | sqlscan.Discard |
-	sqlscan.Load | sqlscan.Seed | sqlscan.Sequence | sqlscan.Foreign | sqlscan.Unsure
+	sqlscan.Load | sqlscan.Seed | sqlscan.Sequence | sqlscan.LastValue | sqlscan.Foreign | sqlscan.Unsure
 
 // mayCommit are the scanner's effects that can make something permanent inside a transaction block.
 const mayCommit = sqlscan.TxnEnd | sqlscan.Call | sqlscan.Unsure

@@ -55,7 +55,7 @@ func (s *Session) judge(in *sqlscan.Info, text []byte, size int, use textUse) (a
 		return act{}, dec.Refuse
 	}
 	d := &deed{
-		pins: e&^carried&^dec.Share | e&dec.Pin | e&mandatory, share: dec.Share,
+		pins: e&^(carried|guarded)&^dec.Share | e&dec.Pin | e&mandatory, share: dec.Share,
 		forever: dec.Forever, unpin: dec.Unpin, reason: dec.Reason,
 	}
 	if d.reason != "" {
@@ -75,6 +75,9 @@ func (s *Session) do(a act) {
 	}
 	if in.Effects&mayCommit != 0 {
 		s.risk = true
+	}
+	if in.Effects&sqlscan.Discard != 0 && s.pins&EffectSequence == 0 {
+		s.seq.misses = 0
 	}
 	if a.deed != nil {
 		s.undertake(a)
@@ -209,6 +212,9 @@ func (s *Session) settle(sc *server) {
 	}
 	if s.unpin {
 		s.letGo(EffectPolicy)
+	}
+	if s.seq.heeds != 0 {
+		s.settleSequences()
 	}
 	s.cand, s.candUntold, s.lexical, s.discards = 0, false, false, false
 	s.candForever, s.ends, s.failed, s.rolledBack, s.unpin = false, 0, false, false, false

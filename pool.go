@@ -36,6 +36,8 @@ type pool struct {
 	budget *budget
 	inv    *puddle.Pool[*server]
 
+	asked atomic.Bool // sessions of this pool ask for values of sequences that they got before
+
 	ctx  context.Context // ends with the pool; carries the opener's permission to construct
 	stop context.CancelFunc
 	wake chan struct{}
@@ -94,7 +96,7 @@ func (p *pool) borrow(s *Session) *server {
 func (p *pool) take(s *Session) *server {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if i := p.pickLocked(s.set); i >= 0 {
+	if i := p.pickLocked(s); i >= 0 {
 		sc := p.idle[i]
 		p.idle = append(p.idle[:i], p.idle[i+1:]...)
 		sc.lendLocked()
@@ -107,15 +109,22 @@ func (p *pool) take(s *Session) *server {
 // maxPicked is among how many idle connections one with the right settings is looked for.
 const maxPicked = 64
 
-// pickLocked returns which idle connection is lent next, -1 if there is none: the one of those used last that has the
-// settings, or else the last.
-func (p *pool) pickLocked(set settings) int {
+// pickLocked returns which idle connection is lent to s next, -1 if there is none: of those used last the one that has
+// the session's values of sequences, if it minds, or the settings, or else the last.
+func (p *pool) pickLocked(s *Session) int {
 	last := len(p.idle) - 1
 	if p.env.rotate {
 		return min(last, 0)
 	}
+	if s.minds() {
+		for i := last; i >= 0 && i > last-maxPicked; i-- {
+			if s.gotOn(p.idle[i]) {
+				return i
+			}
+		}
+	}
 	for i := last; i >= 0 && i > last-maxPicked; i-- {
-		if p.idle[i].set == set {
+		if p.idle[i].set == s.set {
 			return i
 		}
 	}

@@ -253,6 +253,7 @@ func (s *Session) replace(msg []byte, n int, head []byte) {
 	s.instead = n
 	s.front()
 	s.prefix = append(s.prefix, head...)
+	s.headLen = len(head)
 }
 
 // front begins the prefix of the next message, where nothing has done that before.
@@ -417,6 +418,7 @@ func (s *Session) parseNamed(msg, name []byte, l int, first bool) stop {
 		s.cand |= a.deed.pins & EffectNamedStatement
 		s.candForever = s.candForever || a.deed.forever && a.deed.pins&EffectNamedStatement != 0
 	}
+	s.seq.asking = false // until it is bound
 	return s.parseShared(msg, name, tail, a, first)
 }
 
@@ -622,6 +624,7 @@ func (s *Session) parsePrivate(msg, key []byte, a act, big, first bool) stop {
 	}
 	s.nameRisk = true
 	s.cand |= EffectNamedStatement
+	s.seq.heeds |= heedKeeps
 	if !big {
 		s.remember(a)
 	}
@@ -795,8 +798,12 @@ func (s *Session) bindNamed(a act, msg []byte) {
 	if s.refPortals != nil || a.info != nil && len(a.info.Refs) > 0 {
 		s.bindRefs(a.info, msg)
 	}
+	s.seq.heeds |= heedGets // its text was seen long ago, and may be an INSERT
 	if a.info == nil {
 		return
+	}
+	if s.seq.asking = asksFor(a); s.seq.asking {
+		s.seq.heeds |= heedAsks
 	}
 	s.portalRisk = s.portalRisk || a.info.Effects&mayCommit != 0
 	s.touchBound(a.info, msg)

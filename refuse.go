@@ -31,7 +31,7 @@ func (s *Session) refuse(msg []byte, e *Error) {
 		s.prefix = wire.AppendQuery(s.prefix, text)
 		return
 	}
-	name := []byte{noName} // which leaves the unnamed statement alone
+	name := []byte("pgmoor refused") // a Bind, which leaves the unnamed statement as it is
 	if msg[0] == wire.Parse {
 		name, _, _ = wire.CString(msg[wire.HeaderLen:])
 	}

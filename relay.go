@@ -47,6 +47,8 @@ func (s *Session) step(b []byte, done int) (int, link.Next) {
 		return len(b), link.Park
 	case s.axed || s.waitErr != nil || s.lostErr != nil: // interrupted comes first
 		return s.keepLocked(b, done)
+	case s.mending: // before the next: nothing may become pending
+		return s.holdBackLocked(b, done)
 	case s.waiting || s.sending || s.finishing || s.unmooring || s.holding || !s.pending.empty():
 		return s.keepLocked(b, done)
 	case s.srv != nil:
@@ -58,6 +60,9 @@ func (s *Session) step(b []byte, done int) (int, link.Next) {
 // directLocked writes b, which begins at done in what the handler was given, to the server connection that the session holds.
 func (s *Session) directLocked(b []byte, done int) (int, link.Next) {
 	sc := s.srv
+	if sc.foreign {
+		s.seq.clear = s.clearance(b)
+	}
 	n, stop := s.feed(b)
 	if n == 0 {
 		if stop == stopHold {
@@ -74,6 +79,9 @@ func (s *Session) directLocked(b []byte, done int) (int, link.Next) {
 	if stop == stopPrime { // in one write all the same
 		rest, k, _ := s.feedRest(append(append([]byte(nil), prefix...), out...), b[n:])
 		prefix, out, n = nil, rest, n+k
+	}
+	if sc.foreign && s.seq.heeds != 0 {
+		prefix = append(s.shield(sc), prefix...)
 	}
 	s.sending = true
 	s.mu.Unlock()
@@ -347,6 +355,7 @@ func (s *Session) holdLocked(sc *server) bool {
 	s.waiting = false
 	s.primed = sc.none && s.turn.Unnamed() == turn.UnnamedNone || sc.unnamed != 0 && sc.unnamed == s.unnamedID && s.turn.Unnamed() == turn.UnnamedLast
 	s.queried = false
+	s.holdSequences(sc)
 	sc.failed, sc.winds, sc.reset, sc.changed = false, 0, false, sc.changed[:0]
 	return true
 }
@@ -377,7 +386,10 @@ func (s *Session) pushLocked(sc *server, own bool) bool {
 	c := s.pending
 	s.pending = chunk{}
 	s.sending = true
-	setUp := s.setUp(sc)
+	front := s.setUp(sc, c.bytes())
+	if sc.foreign {
+		s.seq.clear = s.clearance(c.bytes())
+	}
 	out, fed, stop := s.feedAll(c.bytes())
 	if stop == stopHold {
 		rest := c
@@ -388,9 +400,12 @@ func (s *Session) pushLocked(sc *server, own bool) bool {
 			out = s.heldBack(out)
 		}
 	}
+	if sc.foreign && s.seq.heeds != 0 {
+		front = append(front, s.shield(sc)...)
+	}
 	s.mu.Unlock()
-	if setUp != nil {
-		out = append(setUp, out...)
+	if front != nil {
+		out = append(front, out...)
 	}
 	n := 0
 	if own || sc.link.Fast() || len(out) <= safeRequest {
@@ -496,6 +511,7 @@ func (s *Session) dropLocked(sc *server) {
 			sc.unnamed = s.unnamedID
 		}
 	}
+	sc.gotBy, s.seq.last = s.id, sc.serial
 	s.srv = nil
 	s.backend.Store(0)
 	sc.sess.Store(nil)

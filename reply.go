@@ -172,6 +172,9 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	switch msg[0] {
 	case wire.ErrorResponse:
 		sc.failed = true
+		if s.seq.heeds&heedAsks != 0 && !private {
+			s.missed(sc, msg[wire.HeaderLen:])
+		}
 		if !private && sc.noteFatal(s, msg[wire.HeaderLen:]) {
 			return turn.Swallow, lost
 		}
@@ -281,6 +284,11 @@ func (sc *server) atRest(s *Session) outcome {
 	}
 	if s.turn.Status() == 'I' {
 		s.portalRisk = false
+		if s.mending && s.mendedOrNot(sc) {
+			s.settle(sc)
+			s.finishing = true
+			return turnEnds
+		}
 		if s.turn.Unnamed() == turn.UnnamedOlder {
 			s.pin(EffectUnnamedStatement)
 		}
@@ -316,6 +324,7 @@ func (s *Session) completed(tag string) {
 		}
 		s.untold = false
 	}
+	s.seq.misses = 0
 	s.letGo(gone)
 }
 

@@ -29,6 +29,7 @@ type server struct {
 	welcome []byte                    // ParameterStatus messages of the login
 	base    map[string]string         // what they say, by folded name; follows the server's configuration
 
+	serial           uint64 // no other connection has it
 	network, address string // where cancel requests go
 	pid              uint32
 	secret           []byte
@@ -59,6 +60,8 @@ type server struct {
 	set      settings // what is set on the connection beyond its login
 	own      []*own   // queries of the proxy's own that are under way, oldest first
 	ask      []byte   // one of them, yet to be written; goes with sending
+	gotBy    uint64   // which session used it last, and may have got values of sequences; 0: none since it was fresh
+	foreign  bool     // it may have others' besides
 	changed  []string // parameters reported since the connection was lent, by folded name
 	prepared stmts.Server
 	aliases  uint64 // names made up for prepared statements
@@ -76,7 +79,7 @@ func newServer(li *loggedIn, p *pool) *server {
 	sc := &server{
 		link: link.New(li.conn, !p.env.cfg.plainIO), pool: p,
 		welcome: li.statuses, base: base, reports: maps.Clone(base),
-		network: li.network, address: li.address, pid: li.pid, secret: li.secret, none: true,
+		serial: p.env.statementIDs.Add(1), network: li.network, address: li.address, pid: li.pid, secret: li.secret, none: true,
 	}
 	p.env.backends.Store(sc.pid, sc)
 	return sc

@@ -102,6 +102,7 @@ type Session struct {
 	closed      []stmts.Statement        // that the session closed lately
 	sqlOps      []sqlOp                  // the same, by SQL
 	batch       uint32                   // counts what ends in a ReadyForQuery
+	headLen     int                      // bytes at the end of prefix that stand for the beginning of the message at hand
 	described   bool                     // the Describe at hand is one whose answer counts
 	shape       uint64                   // what a Describe of a statement was answered so far
 	faked       bool                     // something else is sent in the place of the Parse at hand
@@ -111,6 +112,9 @@ type Session struct {
 	underOf     settings
 
 	set         settings         // what the session has set, as far as it is known
+	unmade      settings         // what a server has refused to set
+	again       []byte           // a request that may mend that, while it is not known yet
+	mending     bool             // such a request runs on a connection without all that the session has set
 	dirty       map[string]touch // what may have changed since
 	sticky      map[string]touch // what its named statements may change
 	stmt        act              // of the unnamed statement
@@ -144,6 +148,8 @@ type Session struct {
 	asksLater   bool    // a question to the server waits until what is being sent was sent
 	unmooring   bool    // which is under way: the client's messages wait
 	cancelLater bool    // a cancel request waits for the end of a query of the proxy's own
+
+	seq sequences
 
 	pidNames map[string]*pidStatement // statements about processes
 	refusal  *Error                   // the policy's, of the message that is being looked at

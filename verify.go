@@ -182,7 +182,7 @@ func (sc *server) cleaned(s *Session, o *own) {
 	if o.err != nil {
 		sc.killed.Store(true) // it is not lent again
 	}
-	sc.set = settings{}
+	sc.set, sc.foreign = settings{}, false
 	s.deallocated(sc, false)
 	s.dropPrivate()
 	s.unmooring = len(sc.own) > 0

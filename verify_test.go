@@ -161,18 +161,15 @@ func TestWhatIsDoneBehindADiscardStillPins(t *testing.T) {
 		sql    []string // sent in one go
 		reason string
 	}{
-		"a sequence, in one text": {[]string{"DISCARD SEQUENCES; SELECT nextval('discard_seq')"}, "sequence"},
-		"a sequence":              {[]string{"DISCARD ALL", "SELECT nextval('discard_seq')"}, "sequence"},
-		"an untracked setting":    {[]string{"DISCARD ALL", "SELECT set_config('app.' || 'x', '1', false)"}, "untracked_setting"},
-		"a request":               {[]string{"DISCARD ALL", "SET pgmoor.pin = on"}, "requested"},
-		"a channel":               {[]string{"DISCARD ALL", "LISTEN a"}, "listen"},
-		"a temporary table":       {[]string{"DISCARD TEMP", "CREATE TEMP TABLE a (i int)"}, "temp_object"},
-		"a lock":                  {[]string{"DISCARD ALL", "SELECT pg_advisory_lock(510)"}, "advisory_lock"},
+		"an untracked setting": {[]string{"DISCARD ALL", "SELECT set_config('app.' || 'x', '1', false)"}, "untracked_setting"},
+		"a request":            {[]string{"DISCARD ALL", "SET pgmoor.pin = on"}, "requested"},
+		"a channel":            {[]string{"DISCARD ALL", "LISTEN a"}, "listen"},
+		"a temporary table":    {[]string{"DISCARD TEMP", "CREATE TEMP TABLE a (i int)"}, "temp_object"},
+		"a lock":               {[]string{"DISCARD ALL", "SELECT pg_advisory_lock(510)"}, "advisory_lock"},
 	} {
 		for _, before := range []string{"SELECT 1", "LISTEN b"} {
 			t.Run(name+"/"+before, func(t *testing.T) {
 				cluster := pgtest.Shared(t, 18)
-				cluster.Exec(t, "CREATE SEQUENCE IF NOT EXISTS discard_seq")
 				cfg := trusting(cluster)
 				cfg.MaxConnections, cfg.Logger = 2, quiet
 				p := startProxy(t, cfg)

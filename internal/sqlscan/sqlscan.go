@@ -54,8 +54,10 @@ const (
 	Load
 	// Seed is the function setseed, or the parameter seed set, even for the transaction only.
 	Seed
-	// Sequence is one of the functions nextval, setval, currval and lastval.
+	// Sequence is one of the functions nextval and setval.
 	Sequence
+	// LastValue is one of the functions currval and lastval, which tell what the session has got from a sequence.
+	LastValue
 	// Foreign is a function that keeps state in the session which cannot be looked up: those of dblink, replication
 	// origins and slots, and backups.
 	Foreign
@@ -85,7 +87,7 @@ const (
 
 var effectNames = [...]string{
 	"Setting", "UnknownSetting", "Listen", "Release", "TempObject", "Create", "HoldCursor", "AdvisoryLock", "TryLock",
-	"Prepare", "Execute", "Deallocate", "Load", "Seed", "Sequence", "Foreign", "PrepView", "Pid", "Listed", "Discard",
+	"Prepare", "Execute", "Deallocate", "Load", "Seed", "Sequence", "LastValue", "Foreign", "PrepView", "Pid", "Listed", "Discard",
 	"TxnEnd", "TxnBegin", "Call", "Declare", "Lexical", "Unsure",
 }
 
@@ -103,7 +105,7 @@ func (e Effect) String() string {
 	return strings.Join(names, "|")
 }
 
-// Verb says what a statement is, as far as it matters to the state of a transaction.
+// Verb says what a statement is, as far as it matters to the state of a transaction, of sequences or of settings.
 type Verb uint8
 
 const (
@@ -129,6 +131,10 @@ const (
 	VerbCommitPrepared
 	// VerbRollbackPrepared is ROLLBACK PREPARED.
 	VerbRollbackPrepared
+	// VerbInsert is INSERT or MERGE, which may take values of sequences by a default.
+	VerbInsert
+	// VerbSet is SET, RESET or DISCARD.
+	VerbSet
 
 	verbCount
 )

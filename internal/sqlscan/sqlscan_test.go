@@ -102,6 +102,14 @@ func TestVerbIsThatOfTheFirstStatement(t *testing.T) {
 		{"COMMIT PREPARED 'a'", VerbCommitPrepared},
 		{"ROLLBACK PREPARED 'a'", VerbRollbackPrepared},
 		{";;ROLLBACK", VerbRollback},
+		{"/* a */ INSERT INTO t VALUES (1); ROLLBACK", VerbInsert},
+		{"merge INTO t USING u ON true WHEN MATCHED THEN DELETE", VerbInsert},
+		{"WITH x AS (SELECT 1) INSERT INTO t SELECT 1", VerbOther},
+		{`"insert"`, VerbOther},
+		{"SET LOCAL a = 1", VerbSet},
+		{"reset ALL", VerbSet},
+		{"DISCARD ALL", VerbSet},
+		{"UPDATE t SET a = 1", VerbOther},
 	} {
 		require.Equal(t, c.want, scan(true, c.sql).verb, c.sql)
 		require.Equal(t, c.want, scan(true, bytewise(c.sql)...).verb, c.sql)

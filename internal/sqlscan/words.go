@@ -72,6 +72,7 @@ const (
 	nameUnlock
 	nameSeed
 	nameSequence
+	nameLastValue
 	nameForeign
 	nameView
 	namePid
@@ -153,8 +154,8 @@ var vocabulary = [...]entry{
 	{"setseed", nameSeed},
 	{"nextval", nameSequence},
 	{"setval", nameSequence},
-	{"currval", nameSequence},
-	{"lastval", nameSequence},
+	{"currval", nameLastValue},
+	{"lastval", nameLastValue},
 	{"pg_replication_origin_session_setup", nameForeign},
 	{"pg_create_physical_replication_slot", nameForeign},
 	{"pg_create_logical_replication_slot", nameForeign},

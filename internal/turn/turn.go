@@ -274,6 +274,18 @@ func (t *Turn) InjectClose() bool { return t.push(eClose | injected) }
 // nothing is half done (Quiet), and drops the unnamed statement of the server connection.
 func (t *Turn) InjectQuery() bool { return t.push(eQuery | injected) }
 
+// InjectQueryInFront is InjectQuery for a Query that is written in front of every message that was recorded since nothing was
+// owed to the client.
+func (t *Turn) InjectQueryInFront() bool {
+	if !t.push(eQuery | injected) {
+		return false
+	}
+	owed := t.queue[t.head:]
+	copy(owed[1:], owed)
+	owed[0] = eQuery | injected
+	return true
+}
+
 // Injected reports whether the server's next message belongs to the answer to a Query of InjectQuery.
 func (t *Turn) Injected() bool { return t.head < len(t.queue) && t.queue[t.head] == eQuery|injected }
 

@@ -100,8 +100,10 @@ func (f *finding) statement(n *pgquery.Node) sqlscan.Verb {
 	switch s := n.Node.(type) {
 	case *pgquery.Node_VariableSetStmt:
 		f.variable(s.VariableSetStmt)
+		return sqlscan.VerbSet
 	case *pgquery.Node_DiscardStmt:
 		f.all = f.all || s.DiscardStmt.Target == pgquery.DiscardMode_DISCARD_ALL
+		return sqlscan.VerbSet
 	case *pgquery.Node_ExplainStmt:
 		f.explained(s.ExplainStmt.Query)
 	case *pgquery.Node_CreateTableAsStmt:
@@ -111,8 +113,18 @@ func (f *finding) statement(n *pgquery.Node) sqlscan.Verb {
 		if s.DeclareCursorStmt.Options&0x20 != 0 {
 			f.effects |= sqlscan.HoldCursor
 		}
+	case *pgquery.Node_ConstraintsSetStmt:
+		return sqlscan.VerbSet
 	case *pgquery.Node_TransactionStmt:
 		return f.transaction(s.TransactionStmt)
+	case *pgquery.Node_InsertStmt:
+		if s.InsertStmt.WithClause == nil { // else the statement begins with that
+			return sqlscan.VerbInsert
+		}
+	case *pgquery.Node_MergeStmt:
+		if s.MergeStmt.WithClause == nil {
+			return sqlscan.VerbInsert
+		}
 	}
 	return sqlscan.VerbOther
 }
@@ -291,8 +303,8 @@ var functions = map[string]sqlscan.Effect{
 	"setseed":                              sqlscan.Seed,
 	"nextval":                              sqlscan.Sequence,
 	"setval":                               sqlscan.Sequence,
-	"currval":                              sqlscan.Sequence,
-	"lastval":                              sqlscan.Sequence,
+	"currval":                              sqlscan.LastValue,
+	"lastval":                              sqlscan.LastValue,
 	"dblink_connect":                       sqlscan.Foreign,
 	"pg_backup_start":                      sqlscan.Foreign,
 	"pg_prepared_statement":                sqlscan.PrepView,
