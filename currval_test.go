@@ -102,7 +102,7 @@ var idioms = map[string]struct {
 	"a batch with a block":       {trips: []trip{batch("BEGIN", insertMine, "COMMIT", askLast)}, sure: true},
 	"a pipeline":                 {trips: []trip{pipeline("BEGIN", insertMine, askLast)}, ends: "COMMIT", sure: true},
 	"a pipeline without a block": {trips: []trip{pipeline(insertMine, askLast)}, sure: true},
-	"named statements":           {trips: []trip{parsed("i", insertMine), parsed("l", askLast)}, ends: "DEALLOCATE ALL", sure: true},
+	"named statements":           {trips: []trip{parsed("i", insertMine), parsed("l", askLast)}, ends: "DEALLOCATE ALL", apart: true},
 	"a block, Django":            {trips: []trip{text("BEGIN"), text(insertMine), text(askSerial)}, ends: "COMMIT"},
 	"a block, extended":          {trips: []trip{batch("BEGIN"), batch(insertMine), batch(askLast)}, ends: "COMMIT"},
 	"a block, parsed first":      {trips: []trip{parsed("", "BEGIN"), parsed("", insertMine), parsed("", askLast)}, ends: "COMMIT"},
@@ -268,7 +268,7 @@ func TestTheUnnamedStatementOutlivesWhatIsDiscarded(t *testing.T) {
 		require.Equal(t, "55000", c.reply().code())
 		c.send(run("")...)
 		require.Equal(t, []string{"17"}, c.reply().rows)
-		pinnedBy(t, p, "named_statement")
+		pinnedBy(t, p, "sequence")
 		c.ok(insertMine)
 		c.send(run("l")...)
 		ofOwn(t, c.reply())

@@ -137,7 +137,7 @@ func TestWithoutVerificationPinsEndByDiscardOnly(t *testing.T) {
 		"temp_object":       {"CREATE TEMP TABLE hidden (i int)", "DROP TABLE hidden"},
 		"advisory_lock":     {"SELECT pg_try_advisory_lock(507)", "SELECT pg_advisory_unlock_all()"},
 		"holdable_cursor":   {"DECLARE hidden CURSOR WITH HOLD FOR SELECT 1", "CLOSE ALL"},
-		"prepare":           {"PREPARE hidden AS SELECT setseed(0.5)", "DEALLOCATE ALL"},
+		"prepare":           {"PREPARE hidden AS SELECT set_config('app.y', '1', false)", "DEALLOCATE ALL"},
 		"untracked_setting": {"SELECT set_config('app.' || 'x', '1', false)", "RESET ALL"},
 		"requested":         {"SET pgmoor.pin = on", "SELECT 1"},
 	} {
