@@ -181,7 +181,8 @@ func (c *Config) validate() error {
 		v    int
 	}{
 		{"MaxConnections", c.MaxConnections},
-		{"MaxOpening", c.MaxOpening}, {"MaxStatements", c.MaxStatements},
+		{"MaxOpening", c.MaxOpening},
+		{"MaxStatements", c.MaxStatements},
 		{"MaxHandshakes", c.MaxHandshakes},
 		{"HandshakeTimeout", int(c.HandshakeTimeout)},
 		{"Upstream.ConnectTimeout", int(c.Upstream.ConnectTimeout)},

@@ -2,12 +2,13 @@ package pgmoor_test
 
 import (
 	"fmt"
-	"github.com/stretchr/testify/assert"
 	"math/rand/v2"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/stretchr/testify/assert"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/stretchr/testify/require"

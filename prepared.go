@@ -3,11 +3,8 @@ package pgmoor
 import (
 	"bytes"
 	"encoding/binary"
-	"hash/maphash"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/pgmoor/pgmoor/internal/sqlscan"
 	"github.com/pgmoor/pgmoor/internal/stmts"
@@ -71,17 +68,6 @@ func statementName(msg []byte) (name []byte, at int, ok bool) {
 	name, _, ok = wire.CString(msg[at:])
 	return name, at, ok
 }
-
-// A sqlOp is a PREPARE, DEALLOCATE or DISCARD ALL under way. It counts when the server says that it is complete.
-type sqlOp struct {
-	kind  sqlscan.RefKind
-	batch uint32
-	name  string
-	st    stmts.Statement
-}
-
-// maxSQLOps bounds how many of them are followed at once.
-const maxSQLOps = 256
 
 // findStatement returns the statement of a name as it will be when the server has read what was sent, if no error comes first. The
 // caller has seen to it that nothing of an earlier batch is under way.
@@ -153,48 +139,6 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 	}
 	return stopNot
 }
-
-// errShape is what PostgreSQL says of a statement whose result would be another than when it was prepared.
-var errShape = &Error{Code: codeNotSupported, Message: "cached plan must not change result type"}
-
-// check asks for the shape of a statement, in front of the next message.
-func (s *Session) check(p *stmts.Prepared) {
-	s.front()
-	s.prefix = wire.AppendHeader(s.prefix, wire.Describe, len(p.Name)+2)
-	s.prefix = append(append(append(s.prefix, 'S'), p.Name...), 0)
-	s.turn.InjectDescribe()
-	s.enter(stmtOp{kind: opCheck, p: p})
-}
-
-// noteShape takes a message of the answer to a Describe of a statement into account.
-func (s *Session) noteShape(msg []byte) {
-	body := msg[wire.HeaderLen:]
-	var h maphash.Hash
-	h.SetSeed(shapeSeed)
-	if msg[0] == wire.ParameterDescription {
-		_, _ = h.Write(body)
-		s.shape = h.Sum64() | 1
-		return
-	}
-	var prior [8]byte
-	binary.BigEndian.PutUint64(prior[:], s.shape)
-	_, _ = h.Write(prior[:])
-	for len(body) > 2 && msg[0] == wire.RowDescription && len(msg) > int(wire.Length(msg)) {
-		name, rest, ok := wire.CString(body[2:])
-		if !ok || len(rest) < columnLen {
-			break
-		}
-		_, _ = h.Write(name)
-		_, _ = h.Write(rest[6:columnLen]) // the table may be another one of the same kind
-		body = rest[columnLen-2:]
-	}
-	s.shape = h.Sum64() | 1
-}
-
-// columnLen is what stands behind the name of a column in a RowDescription.
-const columnLen = 18
-
-var shapeSeed = maphash.MakeSeed()
 
 // noName is the first byte of the names of statements that do not exist.
 const noName = 1
@@ -317,45 +261,6 @@ func (s *Session) prepareFor(name []byte, st stmts.Statement) *stmts.Prepared {
 	return s.prepare(s.freeName(name), st)
 }
 
-// prepareAs prepares a statement under the very name by which the session knows it.
-func (s *Session) prepareAs(name []byte, st stmts.Statement) *stmts.Prepared {
-	sc := s.srv
-	if p := sc.prepared.ByName(name); p != nil {
-		s.evict(p)
-	}
-	if p := sc.prepared.Find(st); p != nil {
-		s.evict(p)
-	}
-	if !st.SQL() {
-		return s.prepare(string(name), st)
-	}
-	s.makeRoom()
-	s.front()
-	s.prefix = appendRun(s.prefix, st.Tail())
-	s.turn.InjectRun()
-	p := sc.prepared.Add(string(name), st)
-	s.enter(stmtOp{kind: opPrepare, p: p})
-	s.env.count.stmtsPrepared.Add(1)
-	return p
-}
-
-// appendRun appends messages that run text, a statement without parameters, by a statement and a portal of their own.
-func appendRun(dst []byte, text string) []byte {
-	const name = "\x01p"
-	dst = wire.AppendHeader(dst, wire.Parse, len(name)+1+len(text)+1+2)
-	dst = append(append(dst, name...), 0)
-	dst = append(append(dst, text...), 0, 0, 0)
-	dst = wire.AppendHeader(dst, wire.Bind, 2*(len(name)+1)+6)
-	dst = append(append(append(append(dst, name...), 0), name...), 0, 0, 0, 0, 0, 0, 0)
-	dst = wire.AppendHeader(dst, wire.Execute, len(name)+1+4)
-	dst = append(append(dst, name...), 0, 0, 0, 0, 0)
-	for _, kind := range []byte{'P', 'S'} {
-		dst = wire.AppendHeader(dst, wire.Close, len(name)+2)
-		dst = append(append(append(dst, kind), name...), 0)
-	}
-	return dst
-}
-
 // makeRoom closes what the server connection has too many of.
 func (s *Session) makeRoom() {
 	for sc := s.srv; sc.prepared.Len() >= s.env.maxStatements; {
@@ -422,150 +327,6 @@ func (s *Session) parseNamed(msg, name []byte, l int, first bool) stop {
 	return s.parseShared(msg, name, tail, a, first)
 }
 
-// occupy sees to it that there is a statement of a name which the session has.
-func (s *Session) occupy(key []byte) {
-	if s.srv.prepared.ByName(key) != nil {
-		return
-	}
-	if st, _, _ := s.findStatement(key); st != (stmts.Statement{}) {
-		s.prepareAs(key, st)
-	}
-}
-
-// bySQL sees to it that the prepared statements which a text uses by SQL are on the server connection under their own names,
-// and no others of those names. runs says that what the text makes and drops is to be followed, too.
-func (s *Session) bySQL(in *sqlscan.Info, runs, first bool) stop {
-	if in == nil || len(in.Refs) == 0 && in.Effects&sqlscan.PrepView == 0 {
-		return stopNot
-	}
-	switch {
-	case s.mustWait():
-		return stopHold
-	case s.turn.Ready() > 0, in.Effects&sqlscan.PrepView != 0 && len(s.ops) > 0:
-		s.waitsForAll = true
-		return stopHold
-	case !first:
-		return stopPrime
-	}
-	was := len(s.prefix)
-	for _, r := range in.Refs {
-		s.refer(in, r, runs)
-	}
-	if in.Effects&sqlscan.PrepView != 0 {
-		s.expose()
-	}
-	if len(s.prefix) > was && !s.turn.Open() {
-		s.prefix = append(s.prefix, wire.Sync, 0, 0, 0, 4)
-		s.turn.InjectSync()
-	}
-	return stopNot
-}
-
-// refer makes a statement that is named by SQL what it is to the session.
-func (s *Session) refer(in *sqlscan.Info, r sqlscan.StatementRef, runs bool) {
-	key, sc := []byte(r.Name), s.srv
-	st, a, known := s.findStatement(key)
-	p := sc.prepared.ByName(key)
-	switch {
-	case r.Kind == sqlscan.RefDeallocateAll:
-	case !known && p != nil && !s.makesNow(r.Name):
-		s.evict(p)
-	case !known || s.makesNow(r.Name):
-	case s.turn.Status() == 'E': // nothing can be prepared
-	case r.Kind == sqlscan.RefExecute && st != stmts.Statement{} && (p == nil || p.St != st):
-		s.prepareAs(key, st)
-	case p == nil:
-		s.occupy(key)
-	default:
-		sc.prepared.Touch(p)
-	}
-	switch {
-	case !runs:
-		return
-	case r.Kind == sqlscan.RefExecute:
-		s.do(a)
-		return
-	}
-	op := sqlOp{kind: r.Kind, batch: s.batch, name: r.Name}
-	switch {
-	case r.Kind != sqlscan.RefPrepare:
-	case in.Effects&noted&^(sqlscan.Prepare|sqlscan.Execute|sqlscan.Deallocate|sqlscan.Release|sqlscan.Lexical|sqlscan.TxnEnd) != 0:
-		s.cand |= EffectSQLPrepare // whatever the statement does it does whenever it is executed
-	default:
-		op.st = stmts.InternSQL([]byte(r.Text), s.readUnder())
-	}
-	if s.sqlOps = append(s.sqlOps, op); len(s.sqlOps) > maxSQLOps {
-		s.cand |= EffectUnclassified
-	}
-}
-
-// makesNow reports whether a statement under way prepares or drops one of a name.
-func (s *Session) makesNow(name string) bool {
-	for i := range s.sqlOps {
-		if op := &s.sqlOps[i]; op.name == name || op.kind == sqlscan.RefDeallocateAll {
-			return true
-		}
-	}
-	return false
-}
-
-// expose leaves the session's own statements on the server connection, under their own names, and no others.
-func (s *Session) expose() {
-	sc := s.srv
-	sc.prepared.All(func(p *stmts.Prepared) bool {
-		if st, _, known := s.findStatement([]byte(p.Name)); !known || st != p.St {
-			s.evict(p)
-		}
-		return true
-	})
-	if s.turn.Status() == 'E' { // nothing can be prepared
-		return
-	}
-	s.names.All(func(name string, st stmts.Statement) bool {
-		if p := sc.prepared.ByName([]byte(name)); p == nil && st != (stmts.Statement{}) && sc.prepared.Len() < maxExposed {
-			s.prepareAs([]byte(name), st)
-		}
-		return true
-	})
-}
-
-// maxExposed bounds how many statements are prepared to be looked at.
-const maxExposed = 1000
-
-// completedSQL takes note of a PREPARE, DEALLOCATE or DISCARD ALL that is complete.
-func (s *Session) completedSQL(sc *server, tag []byte) {
-	switch string(tag) {
-	case "PREPARE", "DEALLOCATE", "DEALLOCATE ALL", "DISCARD ALL":
-	default:
-		return
-	}
-	if len(s.sqlOps) == 0 { // of a portal from before
-		s.cand |= EffectUnclassified
-		if bytes.HasSuffix(tag, []byte(" ALL")) {
-			s.deallocated(sc, true)
-		}
-		return
-	}
-	op := s.sqlOps[0]
-	s.sqlOps = s.sqlOps[1:]
-	p := sc.prepared.ByName([]byte(op.name))
-	switch op.kind {
-	case sqlscan.RefPrepare:
-		s.names.Set(op.name, op.st)
-		delete(s.acts, op.name)
-		sc.prepared.Add(op.name, op.st)
-	case sqlscan.RefDeallocate:
-		s.noteClosed(op.name)
-		s.names.Delete(op.name)
-		delete(s.acts, op.name)
-		if p != nil {
-			sc.prepared.Remove(p)
-		}
-	default:
-		s.deallocated(sc, true)
-	}
-}
-
 // goOnIfKnown lets the message go on that waited for what the server answers.
 func (s *Session) goOnIfKnown() {
 	if s.mustWait() && !s.turn.Skipping() {
@@ -602,18 +363,6 @@ func (s *Session) flushHeld(sc *server) {
 		return
 	}
 	s.sent(sc)
-}
-
-// endedSQL forgets what was not completed by the statements that the server has done with.
-func (s *Session) endedSQL() {
-	over := s.batch - uint32(s.turn.Ready())
-	n := 0
-	for n < len(s.sqlOps) && s.sqlOps[n].batch < over {
-		n++
-	}
-	if s.sqlOps = s.sqlOps[n:]; len(s.sqlOps) == 0 {
-		s.sqlOps = nil
-	}
 }
 
 // parsePrivate lets the server have a statement that cannot be prepared elsewhere: the session keeps the connection as long
@@ -681,75 +430,6 @@ func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 	return stopNot
 }
 
-// newest returns the statement of a Parse. A client that prepares again what it has closed before wants it as the database is now:
-// from then on everybody's is a new one.
-func (s *Session) newest(tail []byte, under string) stmts.Statement {
-	base := stmts.Intern(tail, under)
-	of := func(generation uint64) stmts.Statement {
-		if generation == 0 {
-			return base
-		}
-		return stmts.Intern(tail, under+"\x03"+strconv.FormatUint(generation, 10))
-	}
-	st := of(s.pool.renewed.get(base))
-	if i := slices.Index(s.closed, st); i >= 0 {
-		s.closed = slices.Delete(s.closed, i, i+1)
-		st = of(s.pool.renewed.next(base))
-	}
-	return st
-}
-
-// maxClosed bounds how many statements a session remembers to have closed.
-const maxClosed = 8
-
-// noteClosed remembers that the session closed a statement.
-func (s *Session) noteClosed(name string) {
-	st, known := s.names.Find([]byte(name))
-	if !known || st == (stmts.Statement{}) {
-		return
-	}
-	if len(s.closed) >= maxClosed {
-		s.closed = slices.Delete(s.closed, 0, 1)
-	}
-	s.closed = append(s.closed, st)
-}
-
-// A renewals counts how often statements were prepared anew because the database may have changed under them. It is safe for
-// concurrent use. The zero value is ready.
-type renewals struct {
-	mu    sync.Mutex
-	last  uint64
-	count map[stmts.Statement]uint64
-}
-
-// maxRenewals bounds what is remembered. A statement that is forgotten is at worst prepared as it was before.
-const maxRenewals = 4096
-
-func (r *renewals) get(st stmts.Statement) uint64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.count[st]
-}
-
-func (r *renewals) next(st stmts.Statement) uint64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.count == nil || len(r.count) >= maxRenewals {
-		r.count = make(map[stmts.Statement]uint64)
-	}
-	r.last++
-	r.count[st] = r.last
-	return r.last
-}
-
-// noteStale takes note that the server has refused a plan because the database has changed under it: what is prepared from now on
-// is new to all of the pool.
-func (s *Session) noteStale(body []byte) {
-	if string(wire.ErrorField(body, 'C')) == codeNotSupported && string(wire.ErrorField(body, 'R')) == "RevalidateCachedQuery" {
-		s.pool.statementEpoch.Add(1)
-	}
-}
-
 // fake puts a Close of nothing in the place of a Parse.
 func (s *Session) fake(msg []byte) {
 	s.replace(msg, len(msg), closeNothing)
@@ -757,41 +437,6 @@ func (s *Session) fake(msg []byte) {
 }
 
 var closeNothing = []byte{wire.Close, 0, 0, 0, 7, 'S', noName, 0}
-
-// readsDifferently are the settings that decide what a text means when it is prepared: those of the analysis of names and
-// constants, of rights, and of what the planner may do with it. A statement is shared among sessions that have them alike.
-var readsDifferently = map[string]bool{
-	"search_path": true, settingRole: true, settingAuthorization: true, "row_security": true, settingStrings: true, settingEncoding: true,
-	"datestyle": true, "intervalstyle": true, "timezone": true, "lc_monetary": true, "lc_numeric": true, "lc_time": true, "lc_messages": true,
-	"bytea_output": true, "xmloption": true, "xmlbinary": true, "array_nulls": true, "backslash_quote": true, "escape_string_warning": true,
-	"transform_null_equals": true, "default_text_search_config": true, "extra_float_digits": true, "quote_all_identifiers": true,
-	"plan_cache_mode": true, "from_collapse_limit": true, "join_collapse_limit": true, "constraint_exclusion": true,
-	"default_transaction_isolation": true, "default_transaction_read_only": true, "default_transaction_deferrable": true,
-	"default_table_access_method": true, "default_tablespace": true, "cursor_tuple_fraction": true, "jit": true,
-	"random_page_cost": true, "seq_page_cost": true, "cpu_tuple_cost": true, "cpu_index_tuple_cost": true, "cpu_operator_cost": true,
-	"effective_cache_size": true, "work_mem": true, "hash_mem_multiplier": true, "max_parallel_workers_per_gather": true,
-}
-
-// readUnder returns the settings of the session that decide what a text means. While they may be changing it is a value that no
-// other session has.
-func (s *Session) readUnder() string {
-	if len(s.dirty) > 0 || s.allReset || s.candUntold || s.untold {
-		return strconv.FormatUint(s.env.statementIDs.Add(1), 10)
-	}
-	if s.set != s.underOf {
-		m := s.set.values()
-		for name := range m {
-			if !readsDifferently[name] && !strings.HasPrefix(name, "enable_") && !strings.Contains(name, ".") {
-				delete(m, name)
-			}
-		}
-		s.underOf, s.under = s.set, ""
-		if len(m) > 0 {
-			s.under = newSettings(m).text.Value()
-		}
-	}
-	return s.under
-}
 
 // bindNamed looks at the Bind of a named statement that is carried.
 func (s *Session) bindNamed(a act, msg []byte) {
@@ -808,27 +453,6 @@ func (s *Session) bindNamed(a act, msg []byte) {
 	s.portalRisk = s.portalRisk || a.info.Effects&mayCommit != 0
 	s.touchBound(a.info, msg)
 	s.bindAct(a)
-}
-
-// bindRefs remembers that a portal prepares or drops statements by SQL when it is executed.
-func (s *Session) bindRefs(in *sqlscan.Info, msg []byte) {
-	portal, _, _ := wire.CString(msg[wire.HeaderLen:])
-	switch {
-	case in == nil || len(in.Refs) == 0:
-		delete(s.refPortals, string(portal))
-		return
-	case s.refPortals == nil:
-		s.refPortals = make(map[string]*sqlscan.Info)
-	}
-	if len(s.refPortals) < maxPortals {
-		s.refPortals[string(portal)] = in
-	}
-}
-
-// executeRefs follows what the portal of an Execute prepares or drops.
-func (s *Session) executeRefs(msg []byte, first bool) stop {
-	portal, _, _ := wire.CString(msg[wire.HeaderLen:])
-	return s.bySQL(s.refPortals[string(portal)], true, first)
 }
 
 // answeredNamed applies what the server answered to what was sent about named statements. The caller holds mu.
