@@ -264,3 +264,22 @@ func TestALongNameIsExchangedForAShortOneInErrorsToo(t *testing.T) {
 		}
 	})
 }
+
+// TestAStatementThatCannotBePreparedAgainSaysWhy is about EXECUTE on another connection than the one where PREPARE was.
+func TestAStatementThatCannotBePreparedAgainSaysWhy(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, direct := carrying(t, version, 0)
+		c := over(t, p)
+		c.ok("PREPARE a AS SELECT t FROM carried")
+		direct.ok("DROP TABLE carried")
+		for range 4 {
+			got := c.query("EXECUTE a")
+			require.Equal(t, "42P01", got.code())
+			require.Contains(t, got.err.Message, "carried")
+		}
+		direct.ok("CREATE TABLE carried AS SELECT 'again'::text AS t; GRANT ALL ON carried TO public")
+		for range 4 {
+			require.Equal(t, "again", c.ok("EXECUTE a"))
+		}
+	})
+}

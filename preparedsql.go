@@ -47,6 +47,11 @@ func (s *Session) prepareAs(name []byte, st stmts.Statement) *stmts.Prepared {
 // appendRun appends messages that run text, a statement without parameters, by a statement and a portal of their own.
 func appendRun(dst []byte, text string) []byte {
 	const name = "\x01p"
+	closing := func(kind byte) {
+		dst = wire.AppendHeader(dst, wire.Close, len(name)+2)
+		dst = append(append(append(dst, kind), name...), 0)
+	}
+	closing('S') // which an error may have left
 	dst = wire.AppendHeader(dst, wire.Parse, len(name)+1+len(text)+1+2)
 	dst = append(append(dst, name...), 0)
 	dst = append(append(dst, text...), 0, 0, 0)
@@ -54,10 +59,8 @@ func appendRun(dst []byte, text string) []byte {
 	dst = append(append(append(append(dst, name...), 0), name...), 0, 0, 0, 0, 0, 0, 0)
 	dst = wire.AppendHeader(dst, wire.Execute, len(name)+1+4)
 	dst = append(append(dst, name...), 0, 0, 0, 0, 0)
-	for _, kind := range []byte{'P', 'S'} {
-		dst = wire.AppendHeader(dst, wire.Close, len(name)+2)
-		dst = append(append(append(dst, kind), name...), 0)
-	}
+	closing('P')
+	closing('S')
 	return dst
 }
 

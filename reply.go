@@ -139,7 +139,7 @@ func (sc *server) digestMessages(s *Session, b []byte) (n, out int, what outcome
 		}
 		switch {
 		case verdict != turn.Forward:
-		case b[n] == wire.ErrorResponse && (len(s.refusals) > 0 || sc.prepared.Len() > 0):
+		case b[n] == wire.ErrorResponse && (len(s.refusals) > 0 || sc.prepared.Len() > 0 || s.ownErr != nil):
 			var k int
 			k, told = s.tell(sc, b[out:], b[n:n+have])
 			out += k
@@ -208,6 +208,9 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 		s.failed = true
 		s.noteStale(msg[wire.HeaderLen:])
 	}
+	if msg[0] == wire.ErrorResponse && !private && v == turn.Swallow {
+		s.ownErr = bytes.Clone(msg[wire.HeaderLen:])
+	}
 	if private && msg[0] == wire.ReadyForQuery {
 		sc.answeredOwn(s)
 	}
@@ -271,7 +274,7 @@ func (sc *server) noteReady(s *Session, private bool) outcome {
 
 // atRest decides what follows when nothing is owed.
 func (sc *server) atRest(s *Session) outcome {
-	s.risk, s.lexical = false, false
+	s.risk, s.lexical, s.ownErr = false, false, nil
 	if s.sqlOps = nil; len(s.ops) > 0 { // nothing is owed: they should have been answered
 		s.ops = nil
 		s.turn.Lose()
@@ -332,6 +335,10 @@ func (s *Session) completed(tag string) {
 func (s *Session) tell(sc *server, dst, msg []byte) (n int, told bool) {
 	if reply := s.refused(msg); reply != nil && len(reply) <= len(msg) {
 		return copy(dst, reply), true
+	}
+	if s.ownErr != nil && string(wire.ErrorField(msg[wire.HeaderLen:], 'C')) == codeNoStatement {
+		sc.extra = wire.WithoutErrorField(s.ownErr, 'P') // it is in another text
+		return 0, true
 	}
 	if sc.extra = s.callByName(sc, msg); sc.extra != nil {
 		return 0, true

@@ -102,6 +102,7 @@ type Session struct {
 	closed      []stmts.Statement        // that the session closed lately
 	sqlOps      []sqlOp                  // the same, by SQL
 	batch       uint32                   // counts what ends in a ReadyForQuery
+	ownErr      []byte                   // of a message of the proxy's own about a statement that the client's is about: what that is to be told
 	headLen     int                      // bytes at the end of prefix that stand for the beginning of the message at hand
 	described   bool                     // the Describe at hand is one whose answer counts
 	shape       uint64                   // what a Describe of a statement was answered so far

@@ -220,9 +220,11 @@ func (t *Turn) SentClose() bool {
 // InjectPrepare records a Parse of a named statement that the proxy sends in front of a message that needs it.
 func (t *Turn) InjectPrepare() bool { return t.push(ePrepare | injected) }
 
-// InjectRun records a Parse, Bind, Execute and two Closes by which the proxy runs a PREPARE. The Execute is what TakeNamed counts.
+// InjectRun records a Close, Parse, Bind, Execute and two Closes by which the proxy runs a PREPARE. The Execute is what TakeNamed
+// counts.
 func (t *Turn) InjectRun() bool {
-	return t.push(eParse|injected) && t.push(eBind|injected) && t.push(eExecute|injected) && t.push(eClose|injected) && t.push(eClose|injected)
+	return t.push(eClose|injected) && t.push(eParse|injected) && t.push(eBind|injected) && t.push(eExecute|injected) &&
+		t.push(eClose|injected) && t.push(eClose|injected)
 }
 
 // SentDescribe records a Describe of a named statement.

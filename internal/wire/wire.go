@@ -126,3 +126,21 @@ func AppendStatus(dst []byte, name, value string) []byte {
 	dst = append(append(dst, name...), 0)
 	return append(append(dst, value...), 0)
 }
+
+// WithoutErrorField returns an ErrorResponse with the body of another but for the field with code k.
+func WithoutErrorField(body []byte, k byte) []byte {
+	out := AppendHeader(nil, ErrorResponse, len(body))
+	for len(body) > 1 && body[0] != 0 {
+		v, rest, ok := CString(body[1:])
+		if !ok {
+			break
+		}
+		if body[0] != k {
+			out = append(append(append(out, body[0]), v...), 0)
+		}
+		body = rest
+	}
+	out = append(out, 0)
+	binary.BigEndian.PutUint32(out[1:], uint32(len(out)-1))
+	return out
+}
