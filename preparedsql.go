@@ -155,9 +155,14 @@ func (s *Session) makesNow(name string) bool {
 func (s *Session) expose() {
 	sc := s.srv
 	sc.prepared.All(func(p *stmts.Prepared) bool {
-		if st, _, known := s.findStatement([]byte(p.Name)); !known || st != p.St {
-			s.evict(p)
+		st, _, known := s.findStatement([]byte(p.Name))
+		if known && st == p.St {
+			return true
 		}
+		if _, own := s.nameOf(p.St); own && s.turn.Status() == 'E' { // it could not be prepared again
+			return true
+		}
+		s.evict(p)
 		return true
 	})
 	if s.turn.Status() == 'E' { // nothing can be prepared
