@@ -56,8 +56,8 @@ const (
 	Seed
 	// Sequence is one of the functions nextval, setval, currval and lastval.
 	Sequence
-	// Foreign is a function that keeps state in the session which cannot be looked up: those of dblink, replication
-	// origins and slots, and backups.
+	// Foreign is a function that keeps state in the session which cannot be looked up: those of dblink, isn_weak,
+	// sepgsql_setcon, replication origins and slots, and backups.
 	Foreign
 	// PrepView is a reading of pg_prepared_statements or pg_cursors, or of the function below one of them.
 	PrepView
