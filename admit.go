@@ -147,12 +147,15 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 			if !big {
 				s.do(a)
 			}
+			s.forgetPids(nil)
 			if aboutPids(a.info) {
-				s.endsItself(msg)
-				s.translate(msg[wire.HeaderLen:], signals(msg))
+				s.endsItself(msg[wire.HeaderLen:])
+				s.translate(msg[wire.HeaderLen:], s.signals(msg[wire.HeaderLen:]))
 			}
 		case wire.Parse:
 			s.parse(msg, l, unnamed)
+		case wire.Close:
+			s.forgetClosed(msg)
 		case wire.Bind:
 			if s.pidNames != nil && l == len(msg) {
 				if why := s.bindPids(msg, first); why != stopNot {
@@ -204,8 +207,10 @@ func (s *Session) parse(msg []byte, l int, unnamed bool) {
 		_, text, ok := wire.CString(body)
 		if !ok { // the end of the name is yet to come
 			s.cand |= EffectUnclassified
+			s.pidNames = nil
 			return
 		}
+		s.forgetPids(body[:len(body)-len(text)-1])
 		a, big := s.text(text, l-len(msg)+len(text), preparesNamed)
 		if !big {
 			s.remember(a)
@@ -215,6 +220,7 @@ func (s *Session) parse(msg []byte, l int, unnamed bool) {
 		}
 		return
 	}
+	s.forgetPids(nil)
 	s.queried = false // it would have dropped the one before
 	s.unnamedID = s.env.statementIDs.Add(1)
 	s.stmt = act{}
@@ -311,7 +317,7 @@ func (s *Session) prime(msg []byte, unnamed, first bool) stop {
 	if s.turn.Unnamed() == turn.UnnamedLast && !s.queried && (typ != wire.Parse || !unnamed) {
 		s.prefix = append(s.prefix, s.unnamed...)
 		if aboutPids(s.stmt.info) {
-			s.translate(s.prefix[len(closeUnnamed)+wire.HeaderLen:], signals(s.unnamed))
+			s.translate(s.prefix[len(closeUnnamed)+wire.HeaderLen:], s.signals(s.unnamed[wire.HeaderLen+1:]))
 		}
 		apart := !usesUnnamed(msg)
 		if apart { // the batch must not begin with a snapshot that it would not have

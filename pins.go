@@ -85,6 +85,9 @@ func (s *Session) do(a act) {
 	if in.Effects&sqlscan.UnknownSetting != 0 {
 		s.untell()
 	}
+	if in.Effects&(sqlscan.Discard|sqlscan.Deallocate) != 0 { // which statements are left is not looked into
+		s.pidNames = nil
+	}
 	s.lexical = s.lexical || in.Effects&sqlscan.Lexical != 0
 	s.discards = in.Effects&sqlscan.Discard != 0 && in.Statements == 1
 	if in.Effects&sqlscan.Create != 0 && !a.shares(EffectTempObject) { // in the temporary schema, if that comes first in a search_path

@@ -183,6 +183,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	v := s.turn.Received(msg[0], arg)
 	if msg[0] == wire.ErrorResponse && !private && v == turn.Forward {
 		s.failed = true
+		s.settlePids(true)
 	}
 	if private && msg[0] == wire.ReadyForQuery {
 		sc.answeredOwn(s)
@@ -248,6 +249,7 @@ func (sc *server) atRest(s *Session) outcome {
 	if s.turn.Lost() {
 		s.pin(EffectProtocol)
 	}
+	s.settlePids(false)
 	if s.turn.Status() == 'I' {
 		s.portalRisk = false
 		if s.turn.Unnamed() == turn.UnnamedOlder {
