@@ -173,8 +173,9 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 			s.call(msg)
 		}
 	}
-	if typ == wire.Sync && s.turn.Status() == 'I' {
-		s.risk = true
+	if typ == wire.Sync {
+		s.risk = s.risk || s.turn.Status() == 'I'
+		s.parsedHere = false
 	}
 	if e := s.refusal; e != nil {
 		s.refusal = nil
@@ -221,6 +222,7 @@ func (s *Session) parse(msg []byte, l int, unnamed bool) {
 		return
 	}
 	s.forgetPids(nil)
+	s.parsedHere = true
 	s.queried = false // it would have dropped the one before
 	s.unnamedID = s.env.statementIDs.Add(1)
 	s.stmt = act{}
@@ -246,15 +248,21 @@ func (s *Session) remember(a act) {
 	risk := s.risk
 	s.do(a)
 	s.risk = risk
-	s.stick(a.info)
+	s.renews = s.renews || a.info.Effects&sqlscan.Sequence != 0
+	s.stick(a)
 }
 
 // stick remembers which settings a statement with a name may change whenever it is run.
-func (s *Session) stick(in *sqlscan.Info) {
-	for _, r := range in.Settings {
+func (s *Session) stick(a act) {
+	if a.shares(EffectSetting) {
+		return
+	}
+	for _, r := range a.info.Settings {
 		switch {
 		case r.Param != 0 || len(s.sticky) >= maxTouched:
-			s.untell()
+			if !a.shares(EffectUntrackedSetting) {
+				s.untell()
+			}
 		case s.sticky == nil:
 			s.sticky = map[string]touch{r.Name: touchSet}
 		default:
@@ -273,8 +281,9 @@ func (s *Session) bind(msg []byte) {
 		s.portalRisk = s.portalRisk || s.nameRisk
 	default:
 		s.portalRisk = s.portalRisk || s.stmtRisk
-		if in := s.stmt.info; in != nil {
-			s.touchBound(in, msg)
+		s.olderRisk = s.olderRisk || !s.parsedHere && s.turn.Unnamed() == turn.UnnamedOlder
+		if s.stmt.info != nil {
+			s.touchBound(s.stmt, msg)
 			s.bindAct()
 		}
 	}
@@ -379,9 +388,9 @@ func (s *Session) text(b []byte, n int, use textUse) (a act, big bool) {
 var unclassified = &sqlscan.Info{Effects: sqlscan.Unsure, Statements: 1}
 
 // ambiguous reports whether what decides how texts are read may have been changed by a statement that has not been
-// answered yet.
+// answered yet, or in a batch: the server reports such a change at the end of that.
 func (s *Session) ambiguous() bool {
-	return (s.lexical || s.allReset || s.candUntold) && s.turn.OwedToClient()
+	return (s.lexical || s.allReset || s.candUntold) && (s.turn.OwedToClient() || s.turn.Open())
 }
 
 // dependsOnSettings reports whether a text may be read in more than one way.

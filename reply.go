@@ -249,6 +249,10 @@ func (sc *server) atRest(s *Session) outcome {
 	if s.turn.Lost() {
 		s.pin(EffectProtocol)
 	}
+	if s.turn.Unnamed() == turn.UnnamedOlder {
+		s.fallBack()
+	}
+	s.olderRisk = false
 	s.settlePids(false)
 	if s.turn.Status() == 'I' {
 		s.portalRisk = false
@@ -274,6 +278,21 @@ func (sc *server) atRest(s *Session) outcome {
 	return boundary
 }
 
+// fallBack takes note that the unnamed statement is not that of the last Parse, which failed or was skipped, but an earlier
+// one, of whose text nothing is known any more. Where a batch of the pipeline used it as that of the last one, it was run.
+func (s *Session) fallBack() {
+	if s.stmt.info != unclassified {
+		a, refuse := s.judge(unclassified, nil, 0)
+		if refuse != nil { // the policy's refusals are of texts
+			a = act{info: unclassified, deed: &deed{pins: EffectUnclassified}}
+		}
+		s.stmt, s.stmtRisk = a, true
+	}
+	if s.olderRisk {
+		s.do(s.stmt)
+	}
+}
+
 // completed takes note of a command that was completed while something may pin.
 func (s *Session) completed(tag string) {
 	s.rolledBack = tag == "ROLLBACK"
@@ -281,6 +300,9 @@ func (s *Session) completed(tag string) {
 		return
 	}
 	gone := EffectSequence
+	if s.renews && (s.pins|s.cand)&(EffectNamedStatement|EffectSQLPrepare) != 0 { // one of which may use a sequence again
+		gone = 0
+	}
 	if tag == "DISCARD ALL" {
 		if gone = discarded; s.reason != requested { // a policy's own pin ends when the policy says so
 			gone &^= EffectPolicy
