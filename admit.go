@@ -151,62 +151,13 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 				return why
 			}
 		}
-		switch typ {
-		case wire.Query:
-			s.queried = true // it drops whatever unnamed statement there is
-			if !s.primed {
-				s.srv.unnamed = 0
-			}
-			s.risk = s.risk || s.turn.Status() == 'I'
-			a, big := s.text(msg[wire.HeaderLen:], l-wire.HeaderLen, runsAtOnce)
-			if s.refusal == nil {
-				if why := s.bySQL(a.info, true, first); why != stopNot {
-					return why
-				}
-			}
-			if !big {
-				s.do(a)
-			}
-			if aboutPids(a.info) {
-				s.endsItself(msg)
-				s.translate(msg[wire.HeaderLen:], signals(msg))
-			}
-		case wire.Parse:
-			if unnamed {
-				if why := s.parse(msg, l, first); why != stopNot {
-					return why
-				}
-			} else if !isNamed {
-				s.cand |= EffectUnclassified
-			} else if why := s.parseNamed(msg, name, l, first); why != stopNot {
-				return why
-			}
-		case wire.Bind:
-			if s.pidNames != nil && l == len(msg) {
-				if why := s.bindPids(msg, first); why != stopNot {
-					return why
-				}
-			}
-			if why := s.bind(msg, first); why != stopNot {
-				return why
-			}
-		case wire.Execute:
-			if s.refPortals != nil {
-				if why := s.executeRefs(msg, first); why != stopNot {
-					return why
-				}
-			}
-			s.risk = s.risk || s.portalRisk
-			for _, a := range s.portals {
-				s.do(a)
-			}
-		case wire.FunctionCall:
-			s.risk = s.risk || s.turn.Status() == 'I'
-			s.call(msg)
+		if why := s.consider(msg, name, l, first); why != stopNot {
+			return why
 		}
 	}
-	if typ == wire.Sync && s.turn.Status() == 'I' {
-		s.risk = true
+	if typ == wire.Sync {
+		s.risk = s.risk || s.turn.Status() == 'I'
+		s.parsedHere = false
 	}
 	if s.seq.asking {
 		s.ask(msg, unnamed, first)
@@ -225,6 +176,70 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 	}
 	if !s.record(typ, unnamed, isNamed) {
 		return stopTooMany
+	}
+	return stopNot
+}
+
+// consider looks at what a message does that the server will not ignore. name is that of the statement that it is about.
+func (s *Session) consider(msg, name []byte, l int, first bool) stop {
+	switch msg[0] {
+	case wire.Query:
+		return s.considerQuery(msg, l, first)
+	case wire.Parse:
+		switch {
+		case len(name) > 0:
+			return s.parseNamed(msg, name, l, first)
+		case len(msg) > wire.HeaderLen && msg[wire.HeaderLen] == 0:
+			return s.parse(msg, l, first)
+		}
+		s.cand |= EffectUnclassified // its name has no end
+		s.pidNames = nil
+	case wire.Close:
+		s.forgetClosed(msg)
+	case wire.Bind:
+		if s.pidNames != nil && l == len(msg) {
+			if why := s.bindPids(msg, first); why != stopNot {
+				return why
+			}
+		}
+		return s.bind(msg, first)
+	case wire.Execute:
+		if s.refPortals != nil {
+			if why := s.executeRefs(msg, first); why != stopNot {
+				return why
+			}
+		}
+		s.risk = s.risk || s.portalRisk
+		for _, a := range s.portals {
+			s.do(a)
+		}
+	case wire.FunctionCall:
+		s.risk = s.risk || s.turn.Status() == 'I'
+		s.call(msg)
+	}
+	return stopNot
+}
+
+// considerQuery is consider for a simple Query.
+func (s *Session) considerQuery(msg []byte, l int, first bool) stop {
+	s.queried = true // it drops whatever unnamed statement there is
+	if !s.primed {
+		s.srv.unnamed = 0
+	}
+	s.risk = s.risk || s.turn.Status() == 'I'
+	a, big := s.text(msg[wire.HeaderLen:], l-wire.HeaderLen, runsAtOnce)
+	if s.refusal == nil {
+		if why := s.bySQL(a.info, true, first); why != stopNot {
+			return why
+		}
+	}
+	if !big {
+		s.do(a)
+	}
+	s.forgetPids(nil)
+	if aboutPids(a.info) {
+		s.endsItself(msg[wire.HeaderLen:])
+		s.translate(msg[wire.HeaderLen:], s.signals(msg[wire.HeaderLen:]))
 	}
 	return stopNot
 }
@@ -267,6 +282,8 @@ func (s *Session) parse(msg []byte, l int, first bool) stop {
 	if why := s.bySQL(a.info, false, first); why != stopNot {
 		return why
 	}
+	s.forgetPids(nil)
+	s.parsedHere = true
 	s.queried = false // it would have dropped the one before
 	s.unnamedID = s.env.statementIDs.Add(1)
 	s.stmt = act{}
@@ -292,15 +309,21 @@ func (s *Session) remember(a act) {
 	risk := s.risk
 	s.do(a)
 	s.risk = risk
-	s.stick(a.info)
+	s.renews = s.renews || a.info.Effects&sqlscan.Sequence != 0
+	s.stick(a)
 }
 
 // stick remembers which settings a statement with a name may change whenever it is run.
-func (s *Session) stick(in *sqlscan.Info) {
-	for _, r := range in.Settings {
+func (s *Session) stick(a act) {
+	if a.shares(EffectSetting) {
+		return
+	}
+	for _, r := range a.info.Settings {
 		switch {
 		case r.Param != 0 || len(s.sticky) >= maxTouched:
-			s.untell()
+			if !a.shares(EffectUntrackedSetting) {
+				s.untell()
+			}
 		case s.sticky == nil:
 			s.sticky = map[string]touch{r.Name: touchSet}
 		default:
@@ -324,11 +347,12 @@ func (s *Session) bind(msg []byte, first bool) stop {
 		}
 		s.seq.heeds |= s.seq.unnamed
 		s.seq.asking = asksFor(s.stmt)
+		s.olderRisk = s.olderRisk || !s.parsedHere && s.turn.Unnamed() == turn.UnnamedOlder
 		if in := s.stmt.info; in != nil {
 			if why := s.bySQL(in, false, first); why != stopNot {
 				return why
 			}
-			s.touchBound(in, msg)
+			s.touchBound(s.stmt, msg)
 			s.bindAct(s.stmt)
 		}
 	}
@@ -374,7 +398,7 @@ func (s *Session) prime(msg []byte, unnamed, first bool) stop {
 	if s.turn.Unnamed() == turn.UnnamedLast && !s.queried && (typ != wire.Parse || !unnamed) {
 		s.prefix = append(s.prefix, s.unnamed...)
 		if aboutPids(s.stmt.info) {
-			s.translate(s.prefix[at+len(closeUnnamed)+wire.HeaderLen:], signals(s.unnamed))
+			s.translate(s.prefix[at+len(closeUnnamed)+wire.HeaderLen:], s.signals(s.unnamed[wire.HeaderLen+1:]))
 		}
 		apart := !usesUnnamed(msg)
 		if apart { // the batch must not begin with a snapshot that it would not have
@@ -438,9 +462,9 @@ func (s *Session) text(b []byte, n int, use textUse) (a act, big bool) {
 var unclassified = &sqlscan.Info{Effects: sqlscan.Unsure, Statements: 1}
 
 // ambiguous reports whether what decides how texts are read may have been changed by a statement that has not been
-// answered yet.
+// answered yet, or in a batch: the server reports such a change at the end of that.
 func (s *Session) ambiguous() bool {
-	return (s.lexical || s.allReset || s.candUntold) && s.turn.OwedToClient()
+	return (s.lexical || s.allReset || s.candUntold) && (s.turn.OwedToClient() || s.turn.Open())
 }
 
 // dependsOnSettings reports whether a text may be read in more than one way.

@@ -19,7 +19,7 @@ func (s *Session) serverLost(sc *server) {
 		return
 	}
 	partial := sc.body > 0 // in the middle of a message: nothing can be said any more
-	unsure := s.unsureLocked(sc)
+	unsure := s.unsureLocked(sc).name()
 	l := s.lossLocked(sc)
 	s.dropLocked(sc)
 	s.finish, s.finishing, s.writing, s.big = false, false, false, nil
@@ -33,8 +33,8 @@ func (s *Session) serverLost(sc *server) {
 		s.axed, s.closing = true, s.endWith
 	case s.pins != 0:
 		s.axed, s.closing = true, lostPinned(s.pinned)
-	case unsure:
-		s.axed, s.closing = true, lostPinned(EffectSetting.String())
+	case unsure != "":
+		s.axed, s.closing = true, lostPinned(unsure)
 	case s.repeatLocked(sc, l):
 	default:
 		s.lostErr = l
@@ -45,14 +45,27 @@ func (s *Session) serverLost(sc *server) {
 	s.interrupt()
 }
 
-// unsureLocked reports whether a setting may have been made, for good, whose value was not read back yet.
-func (s *Session) unsureLocked(sc *server) bool {
-	touched := (len(s.dirty) > 0 || s.allReset && s.set != settings{}) && (s.turn.Status() == 'I' || s.risk)
-	for _, o := range sc.own {
+// unsureLocked returns what the session may have made for good on sc, and not been pinned for yet: a setting whose value was
+// not read back, or whatever else the client may count upon because it was acknowledged.
+func (s *Session) unsureLocked(sc *server) Effects {
+	commits := s.turn.Status() == 'I' || s.risk
+	left := s.cand | s.maybe
+	if !commits {
+		left &^= transactional
+	}
+	touched := (len(s.dirty) > 0 || s.allReset && s.set != settings{}) && commits
+	for _, o := range sc.own { // asked between two transactions
 		touched = touched || len(o.dirty) > 0
+		left |= o.maybe
 	}
 	s.dirty, s.allReset = nil, false
-	return touched && sc.setUpErr == nil
+	switch {
+	case sc.setUpErr != nil: // nothing was run
+		return 0
+	case touched:
+		left |= EffectSetting
+	}
+	return left
 }
 
 // lossLocked says what the loss of sc means (architecture, invariant 6) and forgets what was owed.
@@ -78,6 +91,7 @@ func (s *Session) lossLocked(sc *server) *lostErr {
 	s.lexical, s.candUntold, s.discards, s.going, s.unmoor, s.unmooring = false, false, false, 0, false, false
 	s.strings = s.expected(sc, settingStrings) != "off"
 	s.opaque = hidesASCII(s.expected(sc, settingEncoding))
+	s.maybe, s.olderRisk, s.parsedHere = 0, false, false
 	s.cand, s.doubtful, s.mayUnpin, s.ends, s.failed, s.rolledBack, s.portals = 0, false, false, 0, false, false, nil
 	s.ops, s.sqlOps, s.refPortals, s.waitsForAll, s.holding, s.faked, s.prefix, s.instead = nil, nil, nil, false, false, false, nil, 0
 	s.seq.heeds, s.seq.lost = 0, false

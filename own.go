@@ -32,6 +32,7 @@ type own struct {
 	kind  ownKind
 	names []string         // what ownReadBack asks for, in order
 	dirty map[string]touch // what was touched before it was asked
+	maybe Effects          // what may have been left before it was asked
 	rows  [][][]byte
 	size  int
 	err   []byte // the body of the last ErrorResponse

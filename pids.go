@@ -29,7 +29,7 @@ func (s *Session) translate(text []byte, signals bool) {
 		}
 		if n >= len(strconv.Itoa(firstPid)) && (i == 0 || !isWordByte(text[i-1])) {
 			if v, err := strconv.ParseUint(string(text[i:i+n]), 10, 32); err == nil {
-				if real, ok := s.env.realPid(uint32(v), signals); ok {
+				if real, ok := s.realPid(uint32(v), signals); ok {
 					putDigits(text[i:i+n], real)
 				}
 			}
@@ -38,10 +38,18 @@ func (s *Session) translate(text []byte, signals bool) {
 	}
 }
 
-// signals reports whether the text of a statement sends a signal to a process.
-func signals(text []byte) bool {
-	text = bytes.ToLower(text)
-	return bytes.Contains(text, []byte("pg_terminate_backend")) || bytes.Contains(text, []byte("pg_cancel_backend"))
+// signals reports whether the text of a statement, with a zero byte behind it, calls a function that sends a signal to a
+// process.
+func (s *Session) signals(text []byte) bool {
+	t, _, _ := wire.CString(text)
+	return sqlscan.Mentions(t, s.strings, "pg_terminate_backend", "pg_cancel_backend")
+}
+
+// maySignal reports whether a signal of s for t is worth a server connection: PostgreSQL lets users end their own
+// sessions, and superusers all. What it lets others do ends with what they can reach without the proxy's help.
+func (s *Session) maySignal(t *Session) bool {
+	a, b := s.pool.key, t.pool.key
+	return a.user == b.user && a.database == b.database || s.srv != nil && s.srv.base["is_superuser"] == "on"
 }
 
 // digits returns how many digits b begins with.
@@ -67,16 +75,16 @@ func putDigits(dst []byte, n uint32) {
 
 // realPid returns the process id of the server connection that the session known as pid holds, or that stands for it; 0 if there
 // is none. ok is false if there is no such session. signals says that it is wanted for a signal.
-func (e *env) realPid(pid uint32, signals bool) (real uint32, ok bool) {
+func (s *Session) realPid(pid uint32, signals bool) (real uint32, ok bool) {
 	if pid < firstPid {
 		return 0, false
 	}
-	t := e.session(pid)
+	t := s.env.session(pid)
 	if t == nil {
 		return 0, false
 	}
-	if signals {
-		t.targeted.Store(e.now().UnixNano())
+	if signals = signals && s.maySignal(t); signals {
+		t.targeted.Store(s.env.now().UnixNano())
 	}
 	if real = t.backend.Load(); real == 0 && signals {
 		real = t.pool.standIn(t)
@@ -99,7 +107,7 @@ func (e *env) namePid(msg []byte) {
 
 // endsItself takes note that a session is about to send a signal to its own server connection.
 func (s *Session) endsItself(text []byte) {
-	if signals(text) && bytes.Contains(bytes.ToLower(text), []byte("pg_backend_pid")) {
+	if t, _, _ := wire.CString(text); s.signals(text) && sqlscan.Mentions(t, s.strings, "pg_backend_pid") {
 		s.targeted.Store(s.env.now().UnixNano())
 	}
 }
@@ -140,6 +148,7 @@ type pidStatement struct {
 	parse   []byte // the client's Parse
 	sent    []byte // as it was sent last
 	signals bool
+	sure    bool // no error came between the Parse and the next time at rest
 }
 
 // maxPidStatement bounds the size of a statement in which process ids are looked for.
@@ -157,7 +166,7 @@ func (s *Session) parsePids(msg []byte) {
 	if len(msg) > maxPidStatement {
 		return
 	}
-	st := &pidStatement{parse: bytes.Clone(msg), signals: signals(text)}
+	st := &pidStatement{parse: bytes.Clone(msg), signals: s.signals(text)}
 	s.endsItself(text)
 	s.translate(text, st.signals)
 	st.sent = bytes.Clone(msg)
@@ -166,6 +175,34 @@ func (s *Session) parsePids(msg []byte) {
 	}
 	if _, known := s.pidNames[string(name)]; known || len(s.pidNames) < maxPidStatements {
 		s.pidNames[string(name)] = st
+	}
+}
+
+// forgetPids takes note that a name, empty for the unnamed statement, is about to mean another statement, or none. What a
+// later Parse says of it is remembered anew.
+func (s *Session) forgetPids(name []byte) {
+	if s.pidNames != nil {
+		delete(s.pidNames, string(name))
+	}
+}
+
+// forgetClosed is forgetPids for the statement that a Close names.
+func (s *Session) forgetClosed(msg []byte) {
+	if len(msg) > wire.HeaderLen && msg[wire.HeaderLen] == 'S' {
+		if name, _, ok := wire.CString(msg[wire.HeaderLen+1:]); ok {
+			s.forgetPids(name)
+		}
+	}
+}
+
+// settlePids forgets, after an error, the statements that may not have come to be: those prepared since the session was at
+// rest. Without one they are there from now on.
+func (s *Session) settlePids(failed bool) {
+	for name, st := range s.pidNames {
+		if failed && !st.sure {
+			delete(s.pidNames, name)
+		}
+		st.sure = true
 	}
 }
 
@@ -254,11 +291,11 @@ func (s *Session) translateValue(v []byte, format uint16, signals bool) {
 	case format == 0:
 		s.translate(v, signals)
 	case len(v) == 4:
-		if real, ok := s.env.realPid(binary.BigEndian.Uint32(v), signals); ok {
+		if real, ok := s.realPid(binary.BigEndian.Uint32(v), signals); ok {
 			binary.BigEndian.PutUint32(v, real)
 		}
 	case len(v) == 8 && binary.BigEndian.Uint64(v) < 1<<31:
-		if real, ok := s.env.realPid(uint32(binary.BigEndian.Uint64(v)), signals); ok {
+		if real, ok := s.realPid(uint32(binary.BigEndian.Uint64(v)), signals); ok {
 			binary.BigEndian.PutUint64(v, uint64(real))
 		}
 	}

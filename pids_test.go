@@ -62,9 +62,13 @@ func TestTerminatingNeedsTheServersPermission(t *testing.T) {
 	cluster := pgtest.Shared(t, 18)
 	p := startProxy(t, trusting(cluster))
 	owner, by := overAs(t, p, "postgres"), over(t, p)
-	owner.ok("SELECT 1")
+	terminate := fmt.Sprintf("SELECT pg_terminate_backend(%d)", owner.pid)
 	for range 3 {
-		require.Equal(t, "42501", by.query(fmt.Sprintf("SELECT pg_terminate_backend(%d)", owner.pid)).code())
+		owner.ok("BEGIN")
+		require.Equal(t, "42501", by.query(terminate).code())
+		owner.ok("COMMIT")
+		require.Eventually(t, func() bool { return p.Stats().ServersIdle == p.Stats().Servers }, patience, time.Millisecond)
+		require.Equal(t, "f", by.ok(terminate), "no connection stands for an idle session of another user")
 		owner.ok("SELECT 1")
 	}
 }

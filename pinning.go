@@ -27,7 +27,7 @@ const (
 	EffectSequence                              // nextval, setval, currval, lastval
 	EffectLoad                                  // LOAD
 	EffectRandomSeed                            // setseed
-	EffectForeignState                          // dblink, replication origins and slots, backups
+	EffectForeignState                          // dblink, isn_weak, sepgsql_setcon, replication origins and slots, backups
 	EffectStatementTooLarge                     // a text of more than 16 KiB
 	EffectUnclassified                          // a text that cannot be read with certainty, or any in BIG5, GBK, SJIS and the like
 	EffectReplication                           // a replication connection
@@ -111,8 +111,12 @@ type Statement struct {
 }
 
 // Digest returns the statement in lower case, without comments and with literals replaced by $1, $2 and so on; it is cut
-// after some 200 bytes. It never holds a literal.
+// after some 200 bytes. It never holds a literal: where a text cannot be read with certainty (EffectUnclassified), and it is
+// not known what is one, it is empty.
 func (st *Statement) Digest() string {
+	if st.Effects&EffectUnclassified != 0 {
+		return ""
+	}
 	return string(sqlscan.AppendDigest(nil, st.text, st.strings))
 }
 

@@ -82,22 +82,20 @@ func (s *Session) do(a act) {
 	if a.deed != nil {
 		s.undertake(a)
 	}
-	if !a.shares(EffectSetting) {
-		s.touchRefs(in)
-	}
+	s.doSettings(a)
 	if in.Effects&sqlscan.Release != 0 {
 		s.mayUnpin = true
 	}
-	if in.Effects&sqlscan.UnknownSetting != 0 {
-		s.untell()
+	if in.Effects&(sqlscan.Discard|sqlscan.Deallocate) != 0 { // which statements are left is not looked into
+		s.pidNames = nil
 	}
-	s.lexical = s.lexical || in.Effects&sqlscan.Lexical != 0
+	s.renews = s.renews || in.Effects&sqlscan.Prepare != 0 && in.Effects&sqlscan.Sequence != 0
 	s.discards = in.Effects&sqlscan.Discard != 0 && in.Statements == 1
 	if in.Effects&sqlscan.Create != 0 && !a.shares(EffectTempObject) { // in the temporary schema, if that comes first in a search_path
-		s.doubtful = s.doubtful || s.env.cfg.Verify != VerifyNever
+		s.doubt(EffectTempObject)
 	}
 	if in.Effects&sqlscan.Listed != 0 && s.env.cfg.Verify == VerifyListed {
-		s.doubtful = true
+		s.doubt(EffectTempObject | EffectAdvisoryLock)
 	}
 	switch {
 	case in.Effects&sqlscan.Call != 0, in.Effects&sqlscan.TxnEnd != 0 && in.Statements > 1:
@@ -111,7 +109,9 @@ func (s *Session) do(a act) {
 func (s *Session) undertake(a act) {
 	d, pins := a.deed, a.deed.pins
 	if a.info.Effects&(sqlscan.TryLock|sqlscan.AdvisoryLock) == sqlscan.TryLock && !d.forever && s.env.cfg.Verify != VerifyNever {
-		s.doubtful = s.doubtful || pins&EffectAdvisoryLock != 0
+		if pins&EffectAdvisoryLock != 0 {
+			s.doubt(EffectAdvisoryLock)
+		}
 		pins &^= EffectAdvisoryLock
 	}
 	if d.digest != "" {
@@ -125,11 +125,31 @@ func (s *Session) undertake(a act) {
 	}
 }
 
+// doSettings takes note of the settings that an act changes.
+func (s *Session) doSettings(a act) {
+	if !a.shares(EffectSetting) {
+		s.touchRefs(a)
+	}
+	if a.info.Effects&sqlscan.UnknownSetting != 0 && !a.shares(EffectUntrackedSetting) {
+		s.untell()
+	}
+	s.lexical = s.lexical || a.info.Effects&sqlscan.Lexical != 0
+}
+
+// doubt takes note that what was run may have left e: only the server knows.
+func (s *Session) doubt(e Effects) {
+	if s.env.cfg.Verify != VerifyNever {
+		s.doubtful = true
+		s.maybe |= e
+	}
+}
+
 // touchRefs remembers which settings a statement may change.
-func (s *Session) touchRefs(in *sqlscan.Info) {
+func (s *Session) touchRefs(a act) {
+	in := a.info
 	s.allReset = s.allReset || in.AllSettings
 	if in.Effects&sqlscan.Prepare != 0 { // it happens whenever what was prepared is executed
-		s.stick(in)
+		s.stick(a)
 	}
 	for _, r := range in.Settings {
 		switch {
@@ -142,22 +162,23 @@ func (s *Session) touchRefs(in *sqlscan.Info) {
 	}
 }
 
-// touchBound remembers the settings that a Bind names by its parameters.
-func (s *Session) touchBound(in *sqlscan.Info, bind []byte) {
-	for _, r := range in.Settings {
-		if r.Param == 0 {
+// touchBound remembers the settings that a Bind of a names by its parameters.
+func (s *Session) touchBound(a act, bind []byte) {
+	for _, r := range a.info.Settings {
+		if r.Param == 0 || a.shares(EffectSetting) {
 			continue
 		}
-		if name, ok := boundText(bind, r.Param); ok {
-			n := foldName(name)
-			switch n {
-			case "seed":
+		name, ok := boundText(bind, r.Param)
+		switch n := foldName(name); {
+		case ok:
+			if n == settingSeed && !a.shares(EffectRandomSeed) {
 				s.cand |= EffectRandomSeed
-			case settingAuthorization:
+			}
+			if n == settingAuthorization { // which ends the role
 				s.touch(settingRole, touchReset)
 			}
 			s.touch(n, touchSet)
-		} else {
+		case !a.shares(EffectUntrackedSetting):
 			s.untell()
 		}
 	}

@@ -373,6 +373,7 @@ func (s *Session) parsePrivate(msg, key []byte, a act, big, first bool) stop {
 	}
 	s.nameRisk = true
 	s.cand |= EffectNamedStatement
+	s.forgetPids(key)
 	s.seq.heeds |= heedKeeps
 	if !big {
 		s.remember(a)
@@ -451,7 +452,7 @@ func (s *Session) bindNamed(a act, msg []byte) {
 		s.seq.heeds |= heedAsks
 	}
 	s.portalRisk = s.portalRisk || a.info.Effects&mayCommit != 0
-	s.touchBound(a.info, msg)
+	s.touchBound(a, msg)
 	s.bindAct(a)
 }
 

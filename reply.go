@@ -207,6 +207,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	if msg[0] == wire.ErrorResponse && !private && v == turn.Forward {
 		s.failed = true
 		s.noteStale(msg[wire.HeaderLen:])
+		s.settlePids(true)
 	}
 	if msg[0] == wire.ErrorResponse && !private && v == turn.Swallow {
 		s.ownErr = bytes.Clone(msg[wire.HeaderLen:])
@@ -285,6 +286,11 @@ func (sc *server) atRest(s *Session) outcome {
 	if s.turn.Lost() {
 		s.pin(EffectProtocol)
 	}
+	if s.turn.Unnamed() == turn.UnnamedOlder {
+		s.fallBack()
+	}
+	s.olderRisk = false
+	s.settlePids(false)
 	if s.turn.Status() == 'I' {
 		s.portalRisk = false
 		if s.mending && s.mendedOrNot(sc) {
@@ -314,6 +320,21 @@ func (sc *server) atRest(s *Session) outcome {
 	return boundary
 }
 
+// fallBack takes note that the unnamed statement is not that of the last Parse, which failed or was skipped, but an earlier
+// one, of whose text nothing is known any more. Where a batch of the pipeline used it as that of the last one, it was run.
+func (s *Session) fallBack() {
+	if s.stmt.info != unclassified {
+		a, refuse := s.judge(unclassified, nil, 0, preparesUnnamed)
+		if refuse != nil { // the policy's refusals are of texts
+			a = act{info: unclassified, deed: &deed{pins: EffectUnclassified}}
+		}
+		s.stmt, s.stmtRisk = a, true
+	}
+	if s.olderRisk {
+		s.do(s.stmt)
+	}
+}
+
 // completed takes note of a command that was completed while something may pin.
 func (s *Session) completed(tag string) {
 	s.rolledBack = tag == "ROLLBACK"
@@ -321,6 +342,9 @@ func (s *Session) completed(tag string) {
 		return
 	}
 	gone := EffectSequence
+	if s.renews && (s.pins|s.cand)&(EffectNamedStatement|EffectSQLPrepare) != 0 { // one of which may use a sequence again
+		gone = 0
+	}
 	if tag == "DISCARD ALL" {
 		if gone = discarded; s.reason != requested { // a policy's own pin ends when the policy says so
 			gone &^= EffectPolicy

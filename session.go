@@ -137,6 +137,10 @@ type Session struct {
 	active      bool    // something was run since the last verification
 	mayUnpin    bool    // something was run that may end a pin
 	doubtful    bool    // only the server knows whether there is a reason to pin
+	maybe       Effects // which reasons there may be then
+	renews      bool    // a prepared statement with a name may use a sequence
+	olderRisk   bool    // a statement of an earlier Parse may have been taken for that of a later one
+	parsedHere  bool    // the batch has a Parse of the unnamed statement
 	forever     bool    // pins do not end
 	untold      bool    // a setting may have been made whose name is known to nobody
 	candUntold  bool    // the same, by what was run since the last boundary

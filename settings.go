@@ -58,6 +58,7 @@ const (
 	settingStrings       = "standard_conforming_strings"
 	settingDeferrable    = "default_transaction_deferrable"
 	settingPin           = "pgmoor.pin"
+	settingSeed          = "seed" // is none: it seeds the generator of random numbers
 )
 
 // quotedLists are the settings whose value SET takes for one name where set_config takes it for a list of them
@@ -139,7 +140,7 @@ func quote(s string) string {
 
 // ofTransaction are settings that end with the transaction, however they are set, and that RESET refuses.
 var ofTransaction = map[string]bool{
-	"transaction_isolation": true, "transaction_read_only": true, "transaction_deferrable": true, "seed": true,
+	"transaction_isolation": true, "transaction_read_only": true, "transaction_deferrable": true, settingSeed: true,
 }
 
 // A touch says how a setting may have been changed since its value was last known.
@@ -205,7 +206,11 @@ func longName(name string) bool {
 // touchAll carries out what RESET ALL and DISCARD ALL mean for what is set. It is called when nothing is owed.
 func (s *Session) touchAll() {
 	s.allReset = false
-	for k := range s.set.values() {
+	for k, v := range s.set.values() {
+		if k == settingRole && v == "none" { // RESET ALL leaves it as it is
+			s.touch(k, touchSet)
+			continue
+		}
 		s.touch(k, touchReset)
 	}
 	for k := range s.dirty {
@@ -244,7 +249,7 @@ func (s *Session) apply(o *own, row [][]byte) (settings, bool) {
 	}
 	m := s.set.values()
 	for i, n := range names {
-		if v := row[i]; v == nil || o.dirty[n]&touchReset != 0 && s.isReset(n, string(v), row[len(names):]) {
+		if v := row[i]; v == nil || o.dirty[n]&touchReset != 0 && s.isReset(n, string(v), o.dirty[n], row[len(names):]) {
 			delete(m, n)
 		} else {
 			m[n] = string(v)
@@ -296,13 +301,14 @@ func isASCII(s string) bool {
 }
 
 // isReset reports whether a setting that was touched by a RESET has no value of the session's own. rest holds the array
-// of those that have one.
-func (s *Session) isReset(name, value string, rest [][]byte) bool {
+// of those that have one. The login may have a role of its own (ALTER ROLE … SET role), so that a role which was, or may have
+// been, SET to none is one of the session's: only where it was reset and nothing else does the value tell.
+func (s *Session) isReset(name, value string, t touch, rest [][]byte) bool {
 	switch {
 	case name == settingRole:
-		return value == "none"
+		return value == "none" && t == touchReset
 	case name == settingAuthorization:
-		return value == s.pool.key.user
+		return value == s.pool.key.user && t == touchReset
 	case len(rest) == 0:
 		return false
 	}

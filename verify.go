@@ -77,8 +77,8 @@ var verificationKinds = map[string]Effects{
 
 // verify asks what is left of the session's state. The caller holds mu.
 func (s *Session) verify(sc *server) outcome {
-	o := &own{kind: ownVerify, dirty: s.dirty}
-	s.dirty, s.doubtful, s.mayUnpin, s.active = nil, false, false, false
+	o := &own{kind: ownVerify, dirty: s.dirty, maybe: s.maybe}
+	s.dirty, s.maybe, s.doubtful, s.mayUnpin, s.active = nil, 0, false, false, false
 	s.verifiedAt = s.env.now()
 	s.env.count.verifications.Add(1)
 	names := s.set.values()
@@ -101,6 +101,7 @@ func (s *Session) verify(sc *server) outcome {
 func (s *Session) verified(sc *server, o *own) {
 	if o.cancelled() {
 		s.doubtful = true
+		s.maybe |= o.maybe
 		s.asksAgain = true
 		for n, t := range o.dirty {
 			s.touch(n, t)
@@ -144,21 +145,20 @@ func (s *Session) verified(sc *server, o *own) {
 		found |= EffectUntrackedSetting
 	}
 	s.pin(found &^ s.pins)
-	if o.dirty[settingPin] != 0 {
+	if o.dirty[settingPin] != 0 || s.sticky[settingPin] != 0 {
 		s.pinOnRequest(set.values()[settingPin])
 	}
 	s.drop(s.pins & (verifiable&^found | s.going))
 	s.going = 0
 	if s.pins == 0 {
-		s.sticky = nil
+		s.sticky, s.renews = nil, false
 	}
 }
 
 // forgetDefaults drops what only looks like a setting of the session's own.
 func (s *Session) forgetDefaults(m map[string]string, dirty map[string]touch) {
-	was := s.set.values()
-	for name, none := range map[string]string{settingRole: "none", settingAuthorization: s.pool.key.user} {
-		if m[name] == none && (was[name] != none || dirty[name]&touchReset != 0) {
+	for _, name := range []string{settingRole, settingAuthorization} {
+		if s.isReset(name, m[name], dirty[name], nil) {
 			delete(m, name)
 		}
 	}

@@ -2,6 +2,7 @@ package sqlscan
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 )
 
@@ -35,6 +36,20 @@ func Settings(text []byte, standardConformingStrings bool) (refs []SettingRef, a
 	p := settingsParser{lex: lexer{text: text, backslash: !standardConformingStrings}, keep: true, ok: true}
 	p.run()
 	return p.refs, p.all, p.ok
+}
+
+// Mentions reports whether one of the names, which are given in lower case, stands in a text as an identifier.
+func Mentions(text []byte, standardConformingStrings bool, names ...string) bool {
+	l := lexer{text: text, backslash: !standardConformingStrings}
+	for {
+		t := l.next()
+		if t.kind == tokEnd || t.kind == tokLost {
+			return false
+		}
+		if slices.ContainsFunc(names, t.names) {
+			return true
+		}
+	}
 }
 
 // knowsSettings reports whether Settings can tell every name. It takes no memory.

@@ -58,8 +58,8 @@ const (
 	Sequence
 	// LastValue is one of the functions currval and lastval, which tell what the session has got from a sequence.
 	LastValue
-	// Foreign is a function that keeps state in the session which cannot be looked up: those of dblink, replication
-	// origins and slots, and backups.
+	// Foreign is a function that keeps state in the session which cannot be looked up: those of dblink, isn_weak,
+	// sepgsql_setcon, replication origins and slots, and backups.
 	Foreign
 	// PrepView is a reading of pg_prepared_statements or pg_cursors, or of the function below one of them.
 	PrepView

@@ -162,6 +162,8 @@ var vocabulary = [...]entry{
 	{"pg_copy_physical_replication_slot", nameForeign},
 	{"pg_copy_logical_replication_slot", nameForeign},
 	{"pg_backup_start", nameForeign},
+	{"isn_weak", nameForeign},        // of isn
+	{"sepgsql_setcon", nameForeign},  // of sepgsql
 	{"pg_start_backup", nameForeign}, // up to PostgreSQL 14
 	{"pg_prepared_statements", nameView},
 	{"pg_prepared_statement", nameView},
