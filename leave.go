@@ -35,9 +35,9 @@ func (s *Session) leave() {
 	case kill:
 		s.mu.Unlock()
 		defer sc.kill()
-	case busy:
-		s.mu.Unlock()
+	case busy: // whoever writes goes on with wind; under mu, for the connection may be somebody else's behind it
 		sc.limitWind()
+		s.mu.Unlock()
 	default:
 		s.cleanLocked(sc)
 	}

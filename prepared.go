@@ -338,6 +338,9 @@ func (s *Session) goOnIfKnown() {
 
 // heldBack appends what is sent while the next message waits for the answers.
 func (s *Session) heldBack(out []byte) []byte {
+	if len(s.prefix) > 0 { // of a batch that the message belongs to
+		s.turn.Begin()
+	}
 	out = append(append(out, s.prefix...), flush...)
 	s.prefix = nil
 	return out
@@ -348,7 +351,7 @@ var flush = []byte{wire.Flush, 0, 0, 0, 4}
 // flushHeld makes the server answer what it has been sent of a batch, since the next message waits for that.
 func (s *Session) flushHeld(sc *server) {
 	s.mu.Lock()
-	if s.srv != sc || !s.holding || !s.turn.Open() || s.sending {
+	if s.srv != sc || !s.holding || !s.turn.Open() && len(s.prefix) == 0 || s.sending {
 		s.mu.Unlock()
 		return
 	}

@@ -396,7 +396,7 @@ func (s *Session) pushLocked(sc *server, own bool) bool {
 		rest.off, rest.size = c.off+fed, c.size-fed
 		s.pending, s.holding = rest, true
 		c = chunk{}
-		if s.turn.Open() {
+		if s.turn.Open() || len(s.prefix) > 0 {
 			out = s.heldBack(out)
 		}
 	}
@@ -470,6 +470,11 @@ func (sc *server) endTurn(s *Session) {
 	s.finishing = false
 	if s.srv != sc {
 		s.mu.Unlock()
+		return
+	}
+	if s.gone {
+		s.mu.Unlock()
+		sc.wind(s)
 		return
 	}
 	if s.sending {

@@ -227,6 +227,9 @@ func (t *Turn) InjectRun() bool {
 		t.push(eClose|injected) && t.push(eClose|injected)
 }
 
+// Begin takes note that a batch has begun, by what the proxy sends in front of its first message.
+func (t *Turn) Begin() { t.open = true }
+
 // SentDescribe records a Describe of a named statement.
 func (t *Turn) SentDescribe() bool {
 	t.open = true
