@@ -154,7 +154,7 @@ func (s *Session) sent(sc *server) {
 		s.finishing = true // or the session's goroutine might send something before the connection is given back
 		s.mu.Unlock()
 		sc.endTurn(s)
-	case !s.pending.empty() && !s.unmooring && !s.holding:
+	case !s.pending.empty() && !s.unmooring && !s.holding && !s.finishing: // else it goes on from endTurn
 		s.pushLocked(sc, false)
 	case s.held || s.closing != nil:
 		s.held = false
