@@ -19,6 +19,7 @@ const (
 	codeProtocolViolation   = "08P01"
 	codeNotSupported        = "0A000"
 	codeFailedTransaction   = "25P02"
+	codeDuplicateStatement  = "42P05"
 	codeNoStatement         = "26000"
 	codeBadAuthorization    = "28000"
 	codeBadPassword         = "28P01"

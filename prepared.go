@@ -540,8 +540,8 @@ func (s *Session) callByName(sc *server, msg []byte) []byte {
 	head, rest, ok := bytes.Cut(msg, []byte(what))
 	there, rest, quoted := bytes.Cut(rest, []byte{'"'})
 	p := sc.prepared.ByName(there)
-	if !ok || !quoted || p == nil {
-		return nil
+	if !ok || !quoted || p == nil || string(wire.ErrorField(msg[wire.HeaderLen:], 'C')) == codeDuplicateStatement {
+		return nil // that one is of the name in the client's own Parse
 	}
 	if st, _, known := s.findStatement(there); known && st == p.St {
 		return nil
