@@ -127,11 +127,15 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 	if why := s.bySQL(a.info, false, first); why != stopNot {
 		return why
 	}
+	var described string
+	if msg[0] == wire.Describe { // before msg is changed
+		described = string(key)
+	}
 	if why := s.provide(msg, name, at, st, first); why != stopNot || s.refusal != nil {
 		return why
 	}
 	if p := sc.prepared.Find(st); msg[0] == wire.Describe && p != nil {
-		s.enter(stmtOp{kind: opDescribe, name: string(key), p: p})
+		s.enter(stmtOp{kind: opDescribe, name: described, p: p})
 		s.described = true
 	}
 	if msg[0] == wire.Bind {

@@ -283,3 +283,24 @@ func TestAStatementThatCannotBePreparedAgainSaysWhy(t *testing.T) {
 		}
 	})
 }
+
+// TestADescribeUnderAnotherNameIsOfItsOwnStatement has names that the proxy exchanges for others that the client has, too.
+func TestADescribeUnderAnotherNameIsOfItsOwnStatement(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, _ := carrying(t, version, 0)
+		other, c := over(t, p), over(t, p)
+		for i, sql := range []string{"SELECT 1::int8", "SELECT 'a', 'b'", "SELECT true"} {
+			require.Nil(t, prepares(other, fmt.Sprint("S_", i+7), sql).err)
+		}
+		for i, sql := range []string{"SELECT true", "SELECT 'a', 'b'", "SELECT 1::int8", "SELECT 2"} {
+			name := fmt.Sprint("S_", i+8)
+			c.send(parseOf(name, sql), &pgproto3.Describe{ObjectType: 'S', Name: name}, &pgproto3.Sync{})
+			require.Nil(t, c.reply().err)
+		}
+		for range 5 {
+			for i := range 4 {
+				require.Nil(t, again(c, fmt.Sprint("S_", i+8)).err)
+			}
+		}
+	})
+}
