@@ -27,6 +27,7 @@ func (s *Session) serverLost(sc *server) {
 	switch {
 	case partial || sc.fatal:
 		s.axed, s.closing = true, nil
+	case s.axed: // it ends anyway, and its client is told why
 	case s.isTargeted(): // the server's last words may have been lost
 		s.axed, s.closing = true, errShutdown
 	case s.ending:
