@@ -140,6 +140,9 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 		switch isNamed = len(name) > 0; {
 		case !ok && l > len(msg):
 			return stopTooMany
+		case isNamed && len(s.ops) >= maxOps: // an op takes more memory than the turn's entry for it
+			s.waitsForAll = true
+			return stopHold
 		case isNamed && s.mustWait():
 			return stopHold
 		}

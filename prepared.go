@@ -43,6 +43,7 @@ const (
 const (
 	maxNames     = 10_000
 	maxNameBytes = 64 << 20
+	maxOps       = 10_000 // under way at once; what comes behind waits
 )
 
 // statementName returns the name of the prepared statement that a message is about, and where it begins in msg; empty for the

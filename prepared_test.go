@@ -304,3 +304,13 @@ func TestADescribeUnderAnotherNameIsOfItsOwnStatement(t *testing.T) {
 		}
 	})
 }
+
+func TestALongPipelineOfNamedStatementsIsBounded(t *testing.T) {
+	p, _ := carrying(t, 18, 0)
+	c := over(t, p)
+	for range 25_000 {
+		c.SendClose(&pgproto3.Close{ObjectType: 'S', Name: "none"})
+	}
+	c.send(&pgproto3.Sync{})
+	require.Nil(t, c.reply().err)
+}

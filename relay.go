@@ -7,7 +7,7 @@ import (
 )
 
 // This file moves the client's messages to a server connection, on the client's goroutine, or, for a request that waited
-// for one, on that of whoever gave the connection back. Messages are never changed.
+// for one, on that of whoever gave the connection back. Messages are changed only where they name a prepared statement or a process.
 
 // fromClient is the handler of the client's link.
 func (s *Session) fromClient(b []byte) (int, link.Next) {
