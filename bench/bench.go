@@ -61,6 +61,9 @@ func (b *bench) makeDir() (err error) {
 	if err = os.Chmod(b.dir, 0o755); err != nil {
 		return err
 	}
+	if err = os.WriteFile(b.setsFile(), []byte(setsScript), 0o644); err != nil {
+		return err
+	}
 	if b.tls, err = newCertificate(b.dir); err != nil {
 		return err
 	}

@@ -26,6 +26,7 @@ type cell struct {
 	mode    string // pgbench's -M
 	clients int
 	tls     bool
+	sets    bool // every client says the SETs of an ORM first
 }
 
 // appliesTo reports whether the cell means anything for a target: without a pooler there is no process
@@ -40,6 +41,7 @@ func allCells() []cell {
 		}
 	}
 	all = append(all,
+		cell{name: "sets-200", kind: load, mode: "simple", clients: 200, sets: true},
 		cell{name: "latency", kind: latency, clients: 1},
 		cell{name: "storm-10", kind: storm, mode: "simple", clients: 10},
 		cell{name: "result", kind: result, clients: 1},

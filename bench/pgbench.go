@@ -167,11 +167,12 @@ func (b *bench) measureLoad(ctx context.Context, c cell, s *started, r *Result) 
 }
 
 func (b *bench) loadArgs(c cell, prefix string) []string {
-	args := []string{
-		"-S", "-n", "-M", c.mode, "-c", strconv.Itoa(c.clients), "-j", strconv.Itoa(min(2, c.clients)),
+	args := b.scriptArgs(c)
+	args = append(args,
+		"-n", "-M", c.mode, "-c", strconv.Itoa(c.clients), "-j", strconv.Itoa(min(2, c.clients)),
 		// Ended by SIGALRM, which is pgbench's own end of time: -T would count connecting.
 		"-T", strconv.Itoa(int((b.o.window + pgbenchPatience).Seconds())), "-P", "1",
-	}
+	)
 	if c.kind == storm {
 		// No latencies: pgbench leaves connecting out of them, but has a thread's other clients wait for it.
 		args = append(args, "-C")
@@ -179,6 +180,29 @@ func (b *bench) loadArgs(c cell, prefix string) []string {
 		args = append(args, "-l", "--log-prefix="+prefix, fmt.Sprintf("--sampling-rate=%g", sampleRate(c.clients)))
 	}
 	return args
+}
+
+// setsScript is pgbench -S by clients that say first what Rails says when it connects.
+const setsScript = `\if :first
+SET client_min_messages TO warning;
+SET standard_conforming_strings = on;
+SET intervalstyle = iso_8601;
+SET SESSION timezone TO 'UTC';
+SET statement_timeout = 30000;
+\set first 0
+\endif
+\set aid random(1, 100000 * :scale)
+SELECT abalance FROM pgbench_accounts WHERE aid = :aid;
+`
+
+func (b *bench) setsFile() string { return filepath.Join(b.dir, "sets.sql") }
+
+// scriptArgs says what pgbench's clients do.
+func (b *bench) scriptArgs(c cell) []string {
+	if !c.sets {
+		return []string{"-S"}
+	}
+	return []string{"-f", b.setsFile(), "-D", "first=1", "-D", "scale=" + strconv.Itoa(pgbenchScale)}
 }
 
 func (w *loadWindow) figures(r *Result, s *started, prefix string) error {
