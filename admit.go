@@ -128,6 +128,7 @@ func (s *Session) feedBody(b []byte) int {
 func (s *Session) admit(msg []byte, l int, first bool) stop {
 	typ, unnamed := msg[0], false
 	isNamed := false // it is about a named statement
+	begins := false  // a batch that is kept
 	s.seq.asking, s.headLen = false, 0
 	if !s.turn.Skipping() && !s.turn.CopyIn() {
 		switch typ {
@@ -145,6 +146,8 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 			return stopHold
 		case isNamed && s.mustWait():
 			return stopHold
+		case isNamed:
+			begins = s.beginsBatch()
 		}
 		if why := s.prime(msg, unnamed, first); why != stopNot {
 			return why
@@ -174,8 +177,15 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 			return stopTooMany
 		}
 		s.prefix = s.prefix[:len(s.prefix)-s.headLen]
+		begins, s.keeps = false, false
 		s.refuse(msg, e)
 		s.instead = len(msg)
+	}
+	if begins {
+		s.keepFrom(nil)
+	}
+	if s.keeps {
+		s.keep(msg, l, first)
 	}
 	if !s.record(typ, unnamed, isNamed) {
 		return stopTooMany
@@ -234,6 +244,9 @@ func (s *Session) considerQuery(msg []byte, l int, first bool) stop {
 	if s.refusal == nil {
 		if why := s.bySQL(a.info, true, first); why != stopNot {
 			return why
+		}
+		if a.info != nil && len(a.info.Refs) > 0 && a.info.Statements == 1 && s.beginsBatch() {
+			s.keepFrom(a.info)
 		}
 	}
 	if !big {

@@ -35,8 +35,9 @@ type Stats struct {
 	// StatementsPrepared counts how often a named statement was prepared on a server connection, for a client's Parse or because
 	// a client used one on another connection than the one where it prepared it; StatementsShared how often a client's Parse needed
 	// nothing of the server, because the connection had the statement; StatementsEvicted how often one was closed to make room (see
-	// Config.MaxStatements) or for a name.
-	StatementsPrepared, StatementsShared, StatementsEvicted int64
+	// Config.MaxStatements) or for a name; StatementsHealed how often one that the server refused was prepared and run again, because
+	// the client had prepared it after the database had changed and the connection before.
+	StatementsPrepared, StatementsShared, StatementsEvicted, StatementsHealed int64
 
 	Transactions   int64 // times that a server connection was given back by a client, by a pinned one when its pin had ended
 	ClientsTotal   int64 // clients that ever logged in
@@ -55,5 +56,6 @@ type counters struct {
 	loginFailures, openFailures, recycled atomic.Int64
 	setUps, verifications                 atomic.Int64
 	stmtsPrepared, stmtsShared            atomic.Int64
+	stmtsHealed                           atomic.Int64
 	stmtsEvicted                          atomic.Int64
 }

@@ -153,24 +153,37 @@ func (s *Session) provide(msg, name []byte, at int, st stmts.Statement, first bo
 	p := s.srv.prepared.Find(st)
 	shape := s.names.Shape(stmts.Cut(name))
 	switch {
-	case (p == nil || shape != 0 && p.Shape == 0) && !first:
+	case (p == nil || shape != 0 && p.Shape != shape) && !first:
 		return stopPrime
 	case p == nil:
 		p = s.prepareFor(stmts.Cut(name), st)
 	default:
 		s.srv.prepared.Touch(p)
 	}
-	switch {
-	case shape == 0 || shape == p.Shape:
-	case p.Shape == 0: // it may have changed since the session was told
-		s.check(p)
-		s.waitsForAll = true
-		return stopHold
-	default:
+	if shape != 0 && shape != p.Shape {
+		return s.compare(stmts.Cut(name), p)
+	}
+	if s.compared != nil {
+		s.compared = nil
+	}
+	return s.rename(msg, name, at, p.Name, first)
+}
+
+// compare has the shape of a statement looked at that may not be what the session was told: of one that was prepared just now,
+// since only that is as the database is.
+func (s *Session) compare(name []byte, p *stmts.Prepared) stop {
+	if s.compared == p {
+		s.compared = nil
 		s.refusal = errShape
 		return stopNot
 	}
-	return s.rename(msg, name, at, p.Name, first)
+	if p.Shape != 0 || p.By != s.id {
+		s.evict(p)
+		p = s.prepareFor(name, p.St)
+	}
+	s.check(p)
+	s.compared, s.waitsForAll = p, true
+	return stopHold
 }
 
 // rename exchanges the name that begins at at in msg.
@@ -251,7 +264,7 @@ func (s *Session) prepare(name string, st stmts.Statement) *stmts.Prepared {
 	s.prefix = append(append(s.prefix, name...), 0)
 	s.prefix = append(s.prefix, tail...)
 	s.turn.InjectPrepare()
-	p := s.srv.prepared.Add(name, st)
+	p := s.srv.prepared.Add(name, st, s.id)
 	s.enter(stmtOp{kind: opPrepare, p: p})
 	s.env.count.stmtsPrepared.Add(1)
 	return p
@@ -389,7 +402,7 @@ func (s *Session) parsePrivate(msg, key []byte, a act, big, first bool) stop {
 	if aboutPids(a.info) {
 		s.parsePids(msg)
 	}
-	s.enter(stmtOp{kind: opParse, name: string(key), p: s.srv.prepared.Add(string(key), stmts.Statement{})})
+	s.enter(stmtOp{kind: opParse, name: string(key), p: s.srv.prepared.Add(string(key), stmts.Statement{}, s.id)})
 	return stopNot
 }
 
@@ -419,6 +432,9 @@ func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 		return stopPrime
 	case p != nil && !inFailed:
 		sc.prepared.Touch(p)
+		if p.By == s.id { // it has prepared it again since
+			p.By = 0
+		}
 		s.fake(msg)
 		s.enter(stmtOp{kind: opParse, name: key, st: st, act: a})
 		s.env.count.stmtsShared.Add(1)
@@ -434,7 +450,7 @@ func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 	if why := s.rename(msg, name, wire.HeaderLen, to, first); why != stopNot {
 		return why
 	}
-	s.enter(stmtOp{kind: opParse, name: key, st: st, p: sc.prepared.Add(to, st), act: a})
+	s.enter(stmtOp{kind: opParse, name: key, st: st, p: sc.prepared.Add(to, st, s.id), act: a})
 	s.env.count.stmtsPrepared.Add(1)
 	return stopNot
 }

@@ -38,7 +38,7 @@ func (s *Session) prepareAs(name []byte, st stmts.Statement) *stmts.Prepared {
 	s.front()
 	s.prefix = appendRun(s.prefix, st.Tail())
 	s.turn.InjectRun()
-	p := sc.prepared.Add(string(name), st)
+	p := sc.prepared.Add(string(name), st, s.id)
 	s.enter(stmtOp{kind: opPrepare, p: p})
 	s.env.count.stmtsPrepared.Add(1)
 	return p
@@ -64,15 +64,15 @@ func appendRun(dst []byte, text string) []byte {
 	return dst
 }
 
-// occupy sees to it that there is a statement of a name which the session has.
+// occupy sees to it that there is a statement of a name which the session has. Which one it is does not matter: an empty one can be
+// prepared in a failed transaction, too.
 func (s *Session) occupy(key []byte) {
-	if s.srv.prepared.ByName(key) != nil {
-		return
-	}
-	if st, _, _ := s.findStatement(key); st != (stmts.Statement{}) {
-		s.prepareAs(key, st)
+	if s.srv.prepared.ByName(key) == nil {
+		s.prepare(string(key), emptyStatement)
 	}
 }
+
+var emptyStatement = stmts.Intern([]byte{0, 0, 0}, "")
 
 // bySQL sees to it that the prepared statements which a text uses by SQL are on the server connection under their own names,
 // and no others of those names. runs says that what the text makes and drops is to be followed, too.
@@ -200,7 +200,7 @@ func (s *Session) completedSQL(sc *server, tag []byte) {
 	case sqlscan.RefPrepare:
 		s.names.Set(op.name, op.st)
 		delete(s.acts, op.name)
-		sc.prepared.Add(op.name, op.st)
+		sc.prepared.Add(op.name, op.st, s.id)
 	case sqlscan.RefDeallocate:
 		s.noteClosed(op.name)
 		s.names.Delete(op.name)

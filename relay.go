@@ -137,6 +137,12 @@ func (s *Session) sent(sc *server) {
 	s.sending = false
 	if s.asksLater && !s.gone && s.body == 0 {
 		s.asksLater = false
+		if sc.ask != nil {
+			s.sending = true
+			s.mu.Unlock()
+			sc.sendAsked(s)
+			return
+		}
 		if k := s.question(); k != ownNothing && s.turn.Quiet() && s.turn.Status() == 'I' {
 			s.inquire(sc, k)
 			s.mu.Unlock()
@@ -354,7 +360,7 @@ func (s *Session) holdLocked(sc *server) bool {
 	sc.holder.Store(s.pid)
 	s.waiting = false
 	s.primed = sc.none && s.turn.Unnamed() == turn.UnnamedNone || sc.unnamed != 0 && sc.unnamed == s.unnamedID && s.turn.Unnamed() == turn.UnnamedLast
-	s.queried = false
+	s.queried, s.keeps, sc.kept.whole = false, false, false
 	s.holdSequences(sc)
 	sc.failed, sc.winds, sc.reset, sc.changed = false, 0, false, sc.changed[:0]
 	return true

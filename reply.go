@@ -126,6 +126,14 @@ func (sc *server) digestMessages(s *Session, b []byte) (n, out int, what outcome
 		if have < l && (l <= link.BufferSize || have < errorHead) {
 			return n, out, goOn
 		}
+		if b[n] == wire.ParameterDescription && sc.kept.whole {
+			switch skip := sc.describesInVain(s, b[n:], l); {
+			case skip < 0:
+				return n, out, goOn
+			case skip > 0:
+				return n + skip, out, s.sendsHealed()
+			}
+		}
 		verdict := turn.Forward
 		if t := b[n]; private || t != wire.DataRow && t != wire.CopyData {
 			if verdict, what = sc.note(s, b[n:n+have], private); what == lost {
@@ -197,6 +205,9 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	if private && len(sc.own) > 0 && sc.own[0].hear(msg) {
 		return turn.Swallow, sc.endedOwn()
 	}
+	if msg[0] == wire.ErrorResponse && sc.kept.whole && !private && s.heals(sc, msg) {
+		return turn.Swallow, s.sendsHealed()
+	}
 	v := s.turn.Received(msg[0], arg)
 	if len(s.ops) > 0 {
 		s.answeredNamed(sc)
@@ -206,7 +217,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	}
 	if msg[0] == wire.ErrorResponse && !private && v == turn.Forward {
 		s.failed = true
-		s.noteStale(msg[wire.HeaderLen:])
+		s.noteStale(sc, msg[wire.HeaderLen:])
 		s.settlePids(true)
 	}
 	if msg[0] == wire.ErrorResponse && !private && v == turn.Swallow {

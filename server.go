@@ -65,6 +65,7 @@ type server struct {
 	changed  []string // parameters reported since the connection was lent, by folded name
 	prepared stmts.Server
 	aliases  uint64 // names made up for prepared statements
+	kept     kept
 	setUpErr *Error // the server ended the session over the settings that it was to have
 
 	// Guarded by pool.mu.

@@ -65,7 +65,7 @@ func (s *Session) newest(tail []byte, under string) stmts.Statement {
 		if generation == 0 {
 			return base
 		}
-		return stmts.Intern(tail, under+"\x03"+strconv.FormatUint(generation, 10))
+		return stmts.Intern(tail, under+string(generationMark)+strconv.FormatUint(generation, 10))
 	}
 	st := of(s.pool.renewed.get(base))
 	if i := slices.Index(s.closed, st); i >= 0 {
@@ -118,10 +118,33 @@ func (r *renewals) next(st stmts.Statement) uint64 {
 	return r.last
 }
 
+// outdate sees to it that who prepares the statement of p from now on gets a new one.
+func (s *Session) outdate(p *stmts.Prepared) {
+	if p.St == (stmts.Statement{}) || p.St.SQL() { // PREPARE makes a new one anyhow
+		return
+	}
+	under := p.St.Set()
+	if i := strings.LastIndexByte(under, generationMark); i >= 0 {
+		if _, err := strconv.ParseUint(under[i+1:], 10, 64); err == nil {
+			under = under[:i]
+		}
+	}
+	s.pool.renewed.next(stmts.Intern([]byte(p.St.Tail()), under))
+}
+
+// generationMark stands between the settings of a statement and the number of its renewal.
+const generationMark = '\x03'
+
 // noteStale takes note that the server has refused a plan because the database has changed under it: what is prepared from now on
-// is new to all of the pool.
-func (s *Session) noteStale(body []byte) {
-	if string(wire.ErrorField(body, 'C')) == codeNotSupported && string(wire.ErrorField(body, 'R')) == "RevalidateCachedQuery" {
+// is new to all of the pool, if it is not known what was refused.
+func (s *Session) noteStale(sc *server, body []byte) {
+	p := sc.kept.refused
+	sc.kept.refused = nil
+	switch {
+	case string(wire.ErrorField(body, 'C')) != codeNotSupported || string(wire.ErrorField(body, 'R')) != "RevalidateCachedQuery":
+	case p != nil:
+		s.outdate(p)
+	default:
 		s.pool.statementEpoch.Add(1)
 	}
 }

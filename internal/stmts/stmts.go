@@ -31,6 +31,9 @@ func InternSQL(text []byte, set string) Statement {
 	return Statement{unique.Make(statement{tail: string(text), set: set, sql: true})}
 }
 
+// Set returns the settings that the statement is prepared under, as they were given to Intern.
+func (st Statement) Set() string { return st.h.Value().set }
+
 // Tail returns what stands behind the name in the Parse of the statement, or the text of its PREPARE.
 func (st Statement) Tail() string { return st.h.Value().tail }
 
@@ -165,6 +168,8 @@ type Prepared struct {
 	St   Statement
 	// Shape stands for its parameters and columns, as the server describes them; 0 if it has not been asked.
 	Shape uint64
+	// By is the id of the session for which it was prepared; 0 if none may be concluded from when that was.
+	By uint64
 
 	prev, next *Prepared
 }
@@ -196,9 +201,9 @@ func (s *Server) Oldest() *Prepared {
 	return p
 }
 
-// Add enters a statement under a name that is free.
-func (s *Server) Add(name string, st Statement) *Prepared {
-	p := &Prepared{Name: name, St: st}
+// Add enters a statement, prepared for the session by, under a name that is free.
+func (s *Server) Add(name string, st Statement, by uint64) *Prepared {
+	p := &Prepared{Name: name, St: st, By: by}
 	s.Restore(p)
 	return p
 }

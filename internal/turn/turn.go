@@ -217,6 +217,31 @@ func (t *Turn) SentClose() bool {
 	return t.push(eCloseNamed)
 }
 
+// InjectBind records a Bind that was answered before and is sent again.
+func (t *Turn) InjectBind() bool { return t.push(eBind | injected) }
+
+// Unanswered returns how many messages of the client's are owed an answer.
+func (t *Turn) Unanswered() (n int) {
+	for _, e := range t.queue[t.head:] {
+		if e&injected == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// Redo takes note that the batch or Query whose error was received last is run once more: the ReadyForQuery that ends it is
+// the proxy's own affair.
+func (t *Turn) Redo() {
+	switch t.first() {
+	case eSync, eQuery:
+		t.queue[t.head] = eSync | injected
+		t.ready--
+	default:
+		t.lost = true
+	}
+}
+
 // InjectPrepare records a Parse of a named statement that the proxy sends in front of a message that needs it.
 func (t *Turn) InjectPrepare() bool { return t.push(ePrepare | injected) }
 

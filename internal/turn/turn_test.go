@@ -70,6 +70,10 @@ func inject(t *testing.T, tt *turn.Turn, what string) {
 		require.True(t, tt.InjectParse(true))
 	case "Q":
 		require.True(t, tt.InjectQuery())
+	case "B":
+		require.True(t, tt.InjectBind())
+	case "redo":
+		tt.Redo()
 	default:
 		require.True(t, tt.InjectClose())
 	}
@@ -129,6 +133,10 @@ var stories = []story{
 	{"ErrorSkipsOnlyOneBatch", "> P; > S; > P; > S; < E; < Z I; = owed; < 1; < Z I; = releasable"},
 	{"ErrorInQueryDoesNotSkip", "> Q; > P; > S; < E; < Z I; < 1; = owed; < Z I; = releasable"},
 
+	{"BatchRunOnceMore", "> P; > B; > D; > E; > S; < 1; < 2; < E; = ready:1; inject redo; = ready:0; inject B; > D; > E; > S; < Z I swallow; " +
+		"= ready:1; < 2 swallow; < T; < D; < C; < Z I; = releasable"},
+	{"QueryRunOnceMore", "> Q; < E; inject redo; > Q; = ready:1; < Z I swallow; < T; < D; < C; < Z I; = releasable"},
+	{"NothingToRunOnceMore", "> P; < E; inject redo; = lost"},
 	{"FunctionCall", "> F; = ready:1; < V; = owed; < Z I; = releasable"},
 	{"ErrorInFunctionCall", "> F; < E; = !skipping; < Z I; = releasable"},
 
