@@ -128,8 +128,7 @@ func (s *Session) feedBody(b []byte) int {
 func (s *Session) admit(msg []byte, l int, first bool) stop {
 	typ, unnamed := msg[0], false
 	isNamed := false // it is about a named statement
-	begins := false  // a batch that is kept
-	s.seq.asking, s.headLen = false, 0
+	s.seq.asking, s.headLen, s.begins = false, 0, false
 	if !s.turn.Skipping() && !s.turn.CopyIn() {
 		switch typ {
 		case wire.Parse:
@@ -147,7 +146,7 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 		case isNamed && s.mustWait():
 			return stopHold
 		case isNamed:
-			begins = s.beginsBatch()
+			s.begins = s.beginsBatch()
 		}
 		if why := s.prime(msg, unnamed, first); why != stopNot {
 			return why
@@ -177,11 +176,11 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 			return stopTooMany
 		}
 		s.prefix = s.prefix[:len(s.prefix)-s.headLen]
-		begins, s.keeps = false, false
+		s.begins, s.keeps = false, false
 		s.refuse(msg, e)
 		s.instead = len(msg)
 	}
-	if begins {
+	if s.begins {
 		s.keepFrom(nil)
 	}
 	if s.keeps {

@@ -18,6 +18,7 @@ const (
 	codeUnknownOutcome      = "08007"
 	codeProtocolViolation   = "08P01"
 	codeNotSupported        = "0A000"
+	codeInternal            = "XX000"
 	codeFailedTransaction   = "25P02"
 	codeDuplicateStatement  = "42P05"
 	codeNoStatement         = "26000"

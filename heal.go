@@ -19,6 +19,7 @@ type kept struct {
 	owed  int           // how many of msgs, the Sync included, are answered
 	batch uint32        // the session's number of it
 	whole bool          // its end is there
+	ran   bool          // something in it was executed
 	sql   *sqlscan.Info // of the EXECUTE
 
 	refused *stmts.Prepared // what the error was about, if it is not healed
@@ -57,28 +58,51 @@ func (s *Session) keep(msg []byte, l int, first bool) {
 	if typ != wire.Flush {
 		k.owed++
 	}
-	if typ == wire.Sync || typ == wire.Query {
+	switch typ {
+	case wire.Execute:
+		k.ran = true
+	case wire.Sync, wire.Query:
 		k.whole, s.keeps = true, false
 	}
 }
+
+// mayHeal reports whether the error of a Describe or Bind that comes behind what is kept could be healed. Elsewhere a Parse must not be left
+// out: what the connection has of a statement may be older than a change of the database.
+func (s *Session) mayHeal() bool { return s.begins || s.keeps && !s.srv.kept.ran }
 
 // heals has the batch that is under way run once more, in place of the error in msg, where that is right: then the error is to be
 // swallowed, and what is to be written is in sc.ask.
 func (s *Session) heals(sc *server, msg []byte) bool {
 	k := &sc.kept
-	if !k.whole || k.batch+1 != s.batch || s.turn.Ready() != 1 || s.turn.Open() || s.holding || s.gone || s.prefix != nil || sc.ask != nil {
+	missing := string(wire.ErrorField(msg[wire.HeaderLen:], 'C')) == codeNoStatement
+	switch {
+	case !missing && !refusesPlan(msg[wire.HeaderLen:]):
+		return false
+	case s.holding || s.gone || s.prefix != nil || sc.ask != nil:
+		return false
+	case k.whole && k.batch+1 == s.batch && s.turn.Ready() == 1 && !s.turn.Open():
+	case s.keeps && k.batch == s.batch && s.turn.Ready() == 0 && s.turn.Open():
+	default:
 		return false
 	}
-	code, routine := wire.ErrorField(msg[wire.HeaderLen:], 'C'), wire.ErrorField(msg[wire.HeaderLen:], 'R')
-	missing := string(code) == codeNoStatement
-	if !missing && (string(code) != codeNotSupported || string(routine) != "RevalidateCachedQuery") {
-		return false
-	}
-	k.whole = false // once only
+	open := s.keeps
+	k.whole, s.keeps = false, false // once only
 	if k.sql != nil {
 		return s.healQuery(sc, k, missing)
 	}
-	return s.healBatch(sc, k, missing)
+	return s.healBatch(sc, k, open, missing)
+}
+
+// refusesPlan reports whether an error says that a statement can no longer be run as it was prepared: its result would be another, or something
+// that it is about is not there any more.
+func refusesPlan(body []byte) bool {
+	switch string(wire.ErrorField(body, 'C')) {
+	case codeNotSupported:
+		return string(wire.ErrorField(body, 'R')) == "RevalidateCachedQuery"
+	case codeInternal: // cache lookup failed for type, for example
+		return true
+	}
+	return false
 }
 
 // older reports whether a statement that the server refuses was not prepared for this session, which was not told its shape
@@ -94,9 +118,9 @@ func (s *Session) older(p *stmts.Prepared, missing bool) bool {
 	return known && p.By != s.id && s.names.Shape([]byte(name)) == 0
 }
 
-// healBatch is heals for a batch of the extended protocol. What was answered and dropped again is a portal at most: what the
+// healBatch is heals for a batch of the extended protocol; open says that its Sync was not sent yet. What was answered and dropped again is a portal at most: what the
 // answered Parse and Close messages did stays.
-func (s *Session) healBatch(sc *server, k *kept, missing bool) bool {
+func (s *Session) healBatch(sc *server, k *kept, open, missing bool) bool {
 	done, rest, p := s.splitKept(sc, k.msgs, k.owed-s.turn.Unanswered())
 	if p == nil {
 		return false
@@ -106,7 +130,7 @@ func (s *Session) healBatch(sc *server, k *kept, missing bool) bool {
 		return false
 	}
 	described := slices.Clone(s.ops)
-	s.abortKept(sc)
+	s.abortKept(sc, open)
 	fresh := s.renewed(sc, p)
 	for len(done) > 0 {
 		m := int(wire.Length(done)) + 1
@@ -117,7 +141,7 @@ func (s *Session) healBatch(sc *server, k *kept, missing bool) bool {
 		done = done[m:]
 	}
 	s.redo(rest, described, p, fresh)
-	s.sendsAgain(sc)
+	s.sendsAgain(sc, open)
 	return true
 }
 
@@ -160,17 +184,22 @@ func redoable(msgs []byte, ops int) bool {
 	return ops == 0
 }
 
-// abortKept takes note of the error, whose ReadyForQuery is swallowed.
-func (s *Session) abortKept(sc *server) {
+// abortKept takes note of the error, whose ReadyForQuery is swallowed; where the client has not sent a Sync for that yet, the proxy does.
+func (s *Session) abortKept(sc *server, open bool) {
 	s.turn.Received(wire.ErrorResponse, 0)
 	s.answeredNamed(sc)
 	s.turn.Redo()
 	s.prefix = make([]byte, 0, maxScratch) // scratch may be being written
-	s.batch--                              // what is entered from here on belongs to the same batch
+	if open {
+		s.prefix = append(s.prefix, wire.Sync, 0, 0, 0, 4)
+		return
+	}
+	s.batch-- // what is entered from here on belongs to the same batch
 }
 
 // renewed prepares p anew.
 func (s *Session) renewed(sc *server, p *stmts.Prepared) *stmts.Prepared {
+	s.pool.outdated.set(p.St, s.env.statementIDs.Add(1))
 	s.evict(p)
 	s.env.count.stmtsHealed.Add(1)
 	if p.St.SQL() {
@@ -210,7 +239,7 @@ func (s *Session) healQuery(sc *server, k *kept, missing bool) bool {
 	if len(all) == 0 || len(s.ops) > 0 {
 		return false
 	}
-	s.abortKept(sc)
+	s.abortKept(sc, false)
 	for _, p := range all {
 		s.renewed(sc, p)
 	}
@@ -218,13 +247,15 @@ func (s *Session) healQuery(sc *server, k *kept, missing bool) bool {
 	s.turn.InjectSync()
 	s.prefix = append(s.prefix, k.msgs...)
 	s.turn.Sent(wire.Query, false)
-	s.sendsAgain(sc)
+	s.sendsAgain(sc, false)
 	return true
 }
 
 // sendsAgain hands over what is to be written to whoever sends for the session next.
-func (s *Session) sendsAgain(sc *server) {
-	s.batch++
+func (s *Session) sendsAgain(sc *server, open bool) {
+	if !open {
+		s.batch++
+	}
 	sc.ask, s.prefix = s.prefix, nil
 	s.asksLater, s.sending = s.sending, true
 }

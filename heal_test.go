@@ -2,6 +2,7 @@ package pgmoor_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,7 +14,10 @@ import (
 )
 
 // answer returns the kinds of the messages up to the next ReadyForQuery, and the rows.
-func (c *client) answer() (all []string) {
+func (c *client) answer() []string { c.t.Helper(); return c.answerTo(nil) }
+
+// answerTo is answer up to the end of the answer to a message that was flushed.
+func (c *client) answerTo(flushed pgproto3.FrontendMessage) (all []string) {
 	c.t.Helper()
 	require.NoError(c.t, c.conn.SetReadDeadline(time.Now().Add(patience)))
 	for {
@@ -31,6 +35,16 @@ func (c *client) answer() (all []string) {
 			all = append(all, m.Message)
 		case *pgproto3.ReadyForQuery:
 			return append(all, string(m.TxStatus))
+		}
+		switch m.(type) {
+		case *pgproto3.ErrorResponse, *pgproto3.ParseComplete, *pgproto3.BindComplete, *pgproto3.CommandComplete:
+			if flushed != nil {
+				return all
+			}
+		case *pgproto3.RowDescription:
+			if _, describe := flushed.(*pgproto3.Describe); describe {
+				return all
+			}
 		}
 	}
 }
@@ -80,6 +94,25 @@ func TestAStatementFromBeforeAChangeIsHealed(t *testing.T) {
 			c.send(parseOf("all", text), &pgproto3.Flush{}, describe, &pgproto3.Flush{}, &pgproto3.Sync{})
 			return c.answer()
 		},
+		"with a Flush, as it comes": func(c *client) (all []string) {
+			for _, m := range []pgproto3.FrontendMessage{parseOf("all", text), describe, &pgproto3.Bind{PreparedStatement: "all"}, &pgproto3.Execute{}} {
+				c.send(m, &pgproto3.Flush{})
+				all = append(all, c.answerTo(m)...)
+			}
+			c.send(&pgproto3.Sync{})
+			return append(all, c.answer()...)
+		},
+		"in a transaction": func(c *client) []string {
+			c.ok("BEGIN")
+			c.send(append([]pgproto3.FrontendMessage{parseOf("all", text), describe}, run("all")...)...)
+			all := c.answer()
+			c.ok("COMMIT")
+			return all
+		},
+		"behind another statement": func(c *client) []string {
+			c.send(append([]pgproto3.FrontendMessage{parseOf("first", "SELECT 1"), &pgproto3.Bind{PreparedStatement: "first"}, &pgproto3.Execute{}, parseOf("all", text), describe}, run("all")...)...)
+			return c.answer()
+		},
 		"later": func(c *client) []string {
 			c.send(parseOf("all", text), &pgproto3.Sync{})
 			parsed := c.answer()
@@ -101,11 +134,34 @@ func TestAStatementFromBeforeAChangeIsHealed(t *testing.T) {
 					require.Equal(t, want, use(c))
 					require.Nil(t, again(c, "all").err)
 				})
-				require.Positive(t, p.Stats().StatementsHealed)
+				if !strings.HasPrefix(name, "in a trans") && !strings.HasPrefix(name, "behind") { // where it is prepared anew at once
+					require.Positive(t, p.Stats().StatementsHealed)
+				}
 				pinnedBy(t, p)
 			})
 		})
 	}
+}
+
+// TestAStatementWhoseTypeWasMadeAgainIsHealed is about plans that name a type which is not there any more.
+func TestAStatementWhoseTypeWasMadeAgainIsHealed(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, direct := opened(t, version)
+		const text = "SELECT 'b'::carried_type"
+		for range 3 {
+			direct.ok("DROP TYPE IF EXISTS carried_type; CREATE TYPE carried_type AS ENUM ('a', 'b')")
+			everywhere(func() {
+				c := over(t, p)
+				c.send(parseOf("s", text), &pgproto3.Describe{ObjectType: 'S', Name: "s"}, &pgproto3.Sync{})
+				require.Nil(t, c.reply().err)
+				got := again(c, "s")
+				require.Nil(t, got.err)
+				require.Equal(t, []string{"b"}, got.rows)
+			})
+		}
+		require.Positive(t, p.Stats().StatementsHealed)
+		pinnedBy(t, p)
+	})
 }
 
 // TestWhatIsNotHealed is about errors that a client would see directly.

@@ -27,6 +27,7 @@ const puddleCeiling = 1 << 16
 // holds every connection, Acquired in puddle's eyes, and chooses who gets which: waiters are served strictly in the
 // order in which they came. It knows sessions only as waiters.
 type pool struct {
+	outdated       outdated
 	renewed        renewals      // of prepared statements
 	statementEpoch atomic.Uint64 // counts the plans that the server has refused
 

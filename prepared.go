@@ -150,12 +150,15 @@ const noName = 1
 
 // provide makes a message use the statement st as the server connection has it, and prepares it there if need be.
 func (s *Session) provide(msg, name []byte, at int, st stmts.Statement, first bool) stop {
-	p := s.srv.prepared.Find(st)
+	p := s.current(st)
 	shape := s.names.Shape(stmts.Cut(name))
 	switch {
 	case (p == nil || shape != 0 && p.Shape != shape) && !first:
 		return stopPrime
 	case p == nil:
+		if p = s.srv.prepared.Find(st); p != nil {
+			s.evict(p)
+		}
 		p = s.prepareFor(stmts.Cut(name), st)
 	default:
 		s.srv.prepared.Touch(p)
@@ -264,7 +267,7 @@ func (s *Session) prepare(name string, st stmts.Statement) *stmts.Prepared {
 	s.prefix = append(append(s.prefix, name...), 0)
 	s.prefix = append(s.prefix, tail...)
 	s.turn.InjectPrepare()
-	p := s.srv.prepared.Add(name, st, s.id)
+	p := s.srv.prepared.Add(name, st, s.id, s.env.statementIDs.Add(1))
 	s.enter(stmtOp{kind: opPrepare, p: p})
 	s.env.count.stmtsPrepared.Add(1)
 	return p
@@ -402,7 +405,7 @@ func (s *Session) parsePrivate(msg, key []byte, a act, big, first bool) stop {
 	if aboutPids(a.info) {
 		s.parsePids(msg)
 	}
-	s.enter(stmtOp{kind: opParse, name: string(key), p: s.srv.prepared.Add(string(key), stmts.Statement{}, s.id)})
+	s.enter(stmtOp{kind: opParse, name: string(key), p: s.srv.prepared.Add(string(key), stmts.Statement{}, s.id, s.env.statementIDs.Add(1))})
 	return stopNot
 }
 
@@ -421,16 +424,16 @@ func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 	if other, twice := s.nameOf(st); twice && other != string(stmts.Cut(name)) { // an error must tell them apart
 		st = stmts.Intern(tail, under+"\x02"+string(stmts.Cut(name)))
 	}
-	p := sc.prepared.Find(st)
+	p := s.current(st)
 	inFailed := s.turn.Status() == 'E' && (a.info == nil || a.info.Effects&sqlscan.TxnEnd == 0)
 	key := string(stmts.Cut(name))
 	switch {
 	case p != nil && s.turn.Ready() > 0: // whether it is in a failed transaction is not known yet
 		s.waitsForAll = true
 		return stopHold
-	case p != nil && !first:
+	case (p != nil || sc.prepared.Find(st) != nil) && !first:
 		return stopPrime
-	case p != nil && !inFailed:
+	case p != nil && !inFailed && s.mayHeal():
 		sc.prepared.Touch(p)
 		if p.By == s.id { // it has prepared it again since
 			p.By = 0
@@ -439,18 +442,21 @@ func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 		s.enter(stmtOp{kind: opParse, name: key, st: st, act: a})
 		s.env.count.stmtsShared.Add(1)
 		return stopNot
-	case p != nil: // it will fail, whatever its name
+	case p != nil && inFailed: // it will fail, whatever its name
 		s.enter(stmtOp{})
 		return s.rename(msg, name, wire.HeaderLen, p.Name, first)
 	case s.full() && !first:
 		return stopPrime
+	}
+	if p = sc.prepared.Find(st); p != nil {
+		s.evict(p)
 	}
 	s.makeRoom()
 	to := s.freeName(stmts.Cut(name))
 	if why := s.rename(msg, name, wire.HeaderLen, to, first); why != stopNot {
 		return why
 	}
-	s.enter(stmtOp{kind: opParse, name: key, st: st, p: sc.prepared.Add(to, st, s.id), act: a})
+	s.enter(stmtOp{kind: opParse, name: key, st: st, p: sc.prepared.Add(to, st, s.id, s.env.statementIDs.Add(1)), act: a})
 	s.env.count.stmtsPrepared.Add(1)
 	return stopNot
 }

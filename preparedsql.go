@@ -38,7 +38,7 @@ func (s *Session) prepareAs(name []byte, st stmts.Statement) *stmts.Prepared {
 	s.front()
 	s.prefix = appendRun(s.prefix, st.Tail())
 	s.turn.InjectRun()
-	p := sc.prepared.Add(string(name), st, s.id)
+	p := sc.prepared.Add(string(name), st, s.id, s.env.statementIDs.Add(1))
 	s.enter(stmtOp{kind: opPrepare, p: p})
 	s.env.count.stmtsPrepared.Add(1)
 	return p
@@ -114,7 +114,7 @@ func (s *Session) refer(in *sqlscan.Info, r sqlscan.StatementRef, runs bool) {
 		s.evict(p)
 	case !known || s.makesNow(r.Name):
 	case s.turn.Status() == 'E': // nothing can be prepared
-	case r.Kind == sqlscan.RefExecute && st != stmts.Statement{} && (p == nil || p.St != st):
+	case r.Kind == sqlscan.RefExecute && st != stmts.Statement{} && (p == nil || p.St != st || s.current(st) == nil):
 		s.prepareAs(key, st)
 	case p == nil:
 		s.occupy(key)
@@ -200,7 +200,7 @@ func (s *Session) completedSQL(sc *server, tag []byte) {
 	case sqlscan.RefPrepare:
 		s.names.Set(op.name, op.st)
 		delete(s.acts, op.name)
-		sc.prepared.Add(op.name, op.st, s.id)
+		sc.prepared.Add(op.name, op.st, s.id, s.env.statementIDs.Add(1))
 	case sqlscan.RefDeallocate:
 		s.noteClosed(op.name)
 		s.names.Delete(op.name)

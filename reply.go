@@ -126,7 +126,7 @@ func (sc *server) digestMessages(s *Session, b []byte) (n, out int, what outcome
 		if have < l && (l <= link.BufferSize || have < errorHead) {
 			return n, out, goOn
 		}
-		if b[n] == wire.ParameterDescription && sc.kept.whole {
+		if b[n] == wire.ParameterDescription && (sc.kept.whole || s.keeps) {
 			switch skip := sc.describesInVain(s, b[n:], l); {
 			case skip < 0:
 				return n, out, goOn
@@ -205,7 +205,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	if private && len(sc.own) > 0 && sc.own[0].hear(msg) {
 		return turn.Swallow, sc.endedOwn()
 	}
-	if msg[0] == wire.ErrorResponse && sc.kept.whole && !private && s.heals(sc, msg) {
+	if msg[0] == wire.ErrorResponse && (sc.kept.whole || s.keeps) && !private && s.heals(sc, msg) {
 		return turn.Swallow, s.sendsHealed()
 	}
 	v := s.turn.Received(msg[0], arg)

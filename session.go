@@ -151,6 +151,7 @@ type Session struct {
 	allReset    bool            // what is set may have been reset
 	unmoor      bool            // the last pin has ended: the server connection is to be made fresh
 	compared    *stmts.Prepared // whose shape was asked for because of what the session was told
+	begins      bool            // the message that is looked at begins a batch
 	keeps       bool            // what is sent of a batch is also kept, in srv.kept
 	asksLater   bool            // a question to the server waits until what is being sent was sent
 	unmooring   bool            // which is under way: the client's messages wait

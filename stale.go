@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/pgmoor/pgmoor/internal/stmts"
 	"github.com/pgmoor/pgmoor/internal/wire"
@@ -118,8 +119,46 @@ func (r *renewals) next(st stmts.Statement) uint64 {
 	return r.last
 }
 
+// outdated are statements that the server has refused, with the time of that. It is safe for concurrent use. The zero value is ready.
+type outdated struct {
+	some atomic.Bool
+	mu   sync.Mutex
+	at   map[stmts.Statement]uint64
+}
+
+// set takes note that what was prepared of a statement before a time is not to be used.
+func (o *outdated) set(st stmts.Statement, at uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.at == nil || len(o.at) >= maxRenewals {
+		o.at = make(map[stmts.Statement]uint64)
+	}
+	o.at[st] = at
+	o.some.Store(true)
+}
+
+func (o *outdated) get(st stmts.Statement) uint64 {
+	if !o.some.Load() {
+		return 0
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.at[st]
+}
+
+// current returns a statement as the server connection has it, nil if that is older than what is known of a change of the database.
+func (s *Session) current(st stmts.Statement) *stmts.Prepared {
+	if p := s.srv.prepared.Find(st); p != nil && p.At >= s.pool.outdated.get(st) {
+		return p
+	}
+	return nil
+}
+
 // outdate sees to it that who prepares the statement of p from now on gets a new one.
 func (s *Session) outdate(p *stmts.Prepared) {
+	if name, known := s.nameOf(p.St); !known || p.By != s.id || s.names.Shape([]byte(name)) != 0 { // else PostgreSQL would go on refusing it
+		s.pool.outdated.set(p.St, s.env.statementIDs.Add(1))
+	}
 	if p.St == (stmts.Statement{}) || p.St.SQL() { // PREPARE makes a new one anyhow
 		return
 	}
@@ -141,7 +180,7 @@ func (s *Session) noteStale(sc *server, body []byte) {
 	p := sc.kept.refused
 	sc.kept.refused = nil
 	switch {
-	case string(wire.ErrorField(body, 'C')) != codeNotSupported || string(wire.ErrorField(body, 'R')) != "RevalidateCachedQuery":
+	case !refusesPlan(body) || string(wire.ErrorField(body, 'C')) == codeInternal && p == nil:
 	case p != nil:
 		s.outdate(p)
 	default:

@@ -170,6 +170,8 @@ type Prepared struct {
 	Shape uint64
 	// By is the id of the session for which it was prepared; 0 if none may be concluded from when that was.
 	By uint64
+	// At is when that was, by any clock that the caller likes.
+	At uint64
 
 	prev, next *Prepared
 }
@@ -201,9 +203,9 @@ func (s *Server) Oldest() *Prepared {
 	return p
 }
 
-// Add enters a statement, prepared for the session by, under a name that is free.
-func (s *Server) Add(name string, st Statement, by uint64) *Prepared {
-	p := &Prepared{Name: name, St: st, By: by}
+// Add enters a statement, prepared for the session by at some time, under a name that is free.
+func (s *Server) Add(name string, st Statement, by, at uint64) *Prepared {
+	p := &Prepared{Name: name, St: st, By: by, At: at}
 	s.Restore(p)
 	return p
 }

@@ -53,7 +53,7 @@ func TestNamesAreAMap(t *testing.T) {
 	require.Equal(t, want, got)
 	require.Equal(t, bytes, n.Bytes())
 	n.Keep(func(name string, _ Statement) bool { return name == "s7" })
-	require.LessOrEqual(t, n.Len(), 1)
+	require.LessOrEqual(t, n.Len(), 1, 1)
 	n.Clear()
 	require.Zero(t, n.Len()+n.Bytes())
 }
@@ -87,7 +87,7 @@ func TestAServerForgetsWhatWasNotUsedForTheLongestTime(t *testing.T) {
 	statements := map[string]Statement{}
 	for _, name := range []string{"a", "b", "c"} {
 		statements[name] = Intern([]byte(name), "")
-		s.Add(name, statements[name], 1)
+		s.Add(name, statements[name], 1, 1)
 	}
 	require.Equal(t, "a", s.Oldest().Name)
 	s.Touch(s.Find(statements["a"]))
@@ -98,12 +98,12 @@ func TestAServerForgetsWhatWasNotUsedForTheLongestTime(t *testing.T) {
 	require.Nil(t, s.Find(statements["b"]))
 	s.Remove(b) // once is enough
 	require.Equal(t, 2, s.Len())
-	other := s.Add("b", Intern([]byte("other"), ""), 1)
+	other := s.Add("b", Intern([]byte("other"), ""), 1, 1)
 	s.Restore(b) // the latter is what the server has
 	require.Equal(t, b, s.ByName([]byte("b")))
 	s.Remove(other)
 	require.Equal(t, b, s.ByName([]byte("b")))
-	s.Add("own", Statement{}, 1)
+	s.Add("own", Statement{}, 1, 1)
 	for range 3 {
 		s.Remove(s.Oldest())
 	}
@@ -137,7 +137,7 @@ func TestAServerIsConsistent(t *testing.T) {
 				s.Touch(p)
 			}
 		default:
-			s.Add(name, Intern([]byte(fmt.Sprint(r.IntN(20))), ""), 1)
+			s.Add(name, Intern([]byte(fmt.Sprint(r.IntN(20))), ""), 1, 1)
 		}
 		var listed []string
 		s.All(func(p *Prepared) bool { listed = append(listed, p.Name); return true })

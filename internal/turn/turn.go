@@ -231,12 +231,15 @@ func (t *Turn) Unanswered() (n int) {
 }
 
 // Redo takes note that the batch or Query whose error was received last is run once more: the ReadyForQuery that ends it is
-// the proxy's own affair.
+// the proxy's own affair, as is the Sync for that where the client has not sent one.
 func (t *Turn) Redo() {
-	switch t.first() {
-	case eSync, eQuery:
+	switch k := t.first(); {
+	case k == eSync, k == eQuery:
 		t.queue[t.head] = eSync | injected
 		t.ready--
+	case k == 0 && t.skip:
+		t.skip, t.open = false, true
+		t.push(eSync | injected)
 	default:
 		t.lost = true
 	}

@@ -136,7 +136,8 @@ var stories = []story{
 	{"BatchRunOnceMore", "> P; > B; > D; > E; > S; < 1; < 2; < E; = ready:1; inject redo; = ready:0; inject B; > D; > E; > S; < Z I swallow; " +
 		"= ready:1; < 2 swallow; < T; < D; < C; < Z I; = releasable"},
 	{"QueryRunOnceMore", "> Q; < E; inject redo; > Q; = ready:1; < Z I swallow; < T; < D; < C; < Z I; = releasable"},
-	{"NothingToRunOnceMore", "> P; < E; inject redo; = lost"},
+	{"HalfABatchRunOnceMore", "> P; > D; < 1; < E; = skipping; inject redo; = !skipping open; > D; < Z I swallow; < T; > S; = ready:1; < Z I; = releasable"},
+	{"NothingToRunOnceMore", "inject redo; = lost"},
 	{"FunctionCall", "> F; = ready:1; < V; = owed; < Z I; = releasable"},
 	{"ErrorInFunctionCall", "> F; < E; = !skipping; < Z I; = releasable"},
 
