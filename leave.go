@@ -12,6 +12,10 @@ func (s *Session) leave() {
 	s.pool.forget(s)
 	s.mu.Lock()
 	s.gone = true
+	s.departed.Store(true)
+	if sc := s.standIn.Swap(nil); sc != nil {
+		sc.kill()
+	}
 	if s.pinned != "" {
 		s.env.pinned(s.pinned, -1)
 	}

@@ -119,10 +119,13 @@ func (s *Session) isTargeted() bool {
 }
 
 // standIn returns the process id of an idle server connection that stands for t, which holds none: if the server ends that
-// connection, t ends. It is not lent any more. 0 if none is idle.
+// connection, t ends, and what t asks for meanwhile is run there. Nobody else gets it. 0 if none is idle.
 func (p *pool) standIn(t *Session) uint32 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if sc := t.standIn.Load(); sc != nil {
+		return sc.pid
+	}
 	n := len(p.idle)
 	if n == 0 {
 		return 0
@@ -130,9 +133,39 @@ func (p *pool) standIn(t *Session) uint32 {
 	sc := p.idle[n-1]
 	p.idle = p.idle[:n-1]
 	sc.standsFor.Store(t)
-	sc.killed.Store(true)
-	_ = sc.link.Conn().SetReadDeadline(p.env.now().Add(targetedFor))
+	sc.standsUntil = p.env.now().Add(targetedFor)
+	sc.standBy(t)
 	return sc.pid
+}
+
+// standBy has sc wait for t, or for its end.
+func (sc *server) standBy(t *Session) {
+	sc.killed.Store(true)
+	_ = sc.link.Conn().SetReadDeadline(sc.standsUntil)
+	t.standIn.Store(sc)
+}
+
+// stands reports whether sc, free again, goes on standing for the session for which it did. The caller holds pool.mu.
+func (sc *server) stands() bool {
+	t := sc.standsFor.Load()
+	if t == nil || t.departed.Load() || !sc.pool.env.now().Before(sc.standsUntil) {
+		return false
+	}
+	sc.standBy(t)
+	return true
+}
+
+// lend takes a server connection for the session's request, or queues for one.
+func (s *Session) lend() *server {
+	if s.standIn.Load() == nil {
+		return s.pool.borrow(s)
+	}
+	sc := s.standIn.Swap(nil)
+	if sc == nil || sc.ended.Load() {
+		return s.pool.borrow(s)
+	}
+	_ = sc.link.Conn().SetReadDeadline(time.Time{})
+	return sc
 }
 
 // mourn ends the session for which sc stood, where the server ended sc because somebody asked for it.
@@ -294,10 +327,36 @@ func (s *Session) translateValue(v []byte, format uint16, signals bool) {
 		if real, ok := s.realPid(binary.BigEndian.Uint32(v), signals); ok {
 			binary.BigEndian.PutUint32(v, real)
 		}
+	case len(v) > 20 && binary.BigEndian.Uint32(v[8:]) == oidInt4:
+		s.translateArray(v, signals)
 	case len(v) == 8 && binary.BigEndian.Uint64(v) < 1<<31:
 		if real, ok := s.realPid(uint32(binary.BigEndian.Uint64(v)), signals); ok {
 			binary.BigEndian.PutUint64(v, uint64(real))
 		}
+	}
+}
+
+// oidInt4 is the type of process ids.
+const oidInt4 = 23
+
+// translateArray is translateValue for an array of integers in binary format: dimensions, whether there are nulls, and the type, then the length
+// and lower bound of each dimension, then the elements, each behind its length.
+func (s *Session) translateArray(v []byte, signals bool) {
+	dimensions := uint64(binary.BigEndian.Uint32(v))
+	if dimensions > 6 || uint64(len(v)) < 12+8*dimensions {
+		return
+	}
+	for v = v[12+8*dimensions:]; len(v) >= 4; {
+		l := int(int32(binary.BigEndian.Uint32(v)))
+		v = v[4:]
+		switch {
+		case l < 0:
+			continue
+		case l != 4 || l > len(v):
+			return
+		}
+		s.translateValue(v[:l], 1, signals)
+		v = v[l:]
 	}
 }
 

@@ -58,6 +58,44 @@ func TestAProcessIDOfACancelKeyNamesItsSession(t *testing.T) {
 	}
 }
 
+// TestATerminatedSessionAnswersNothingMore has idle sessions ask for something as soon as another one was told that they are terminated.
+func TestATerminatedSessionAnswersNothingMore(t *testing.T) {
+	p := startProxy(t, trusting(pgtest.Shared(t, 18)))
+	by := over(t, p)
+	for range 50 {
+		c := over(t, p)
+		by.ok("BEGIN")
+		c.ok("SELECT 1") // on another connection
+		require.Equal(t, "t", by.ok(fmt.Sprintf("SELECT pg_terminate_backend(%d)", c.pid)))
+		_ = c.conn.SetDeadline(time.Now().Add(patience))
+		c.Send(&pgproto3.Query{String: "SELECT 1"})
+		_ = c.Flush() // it may have ended
+		c.ended("57P01")
+		by.ok("COMMIT")
+	}
+}
+
+// TestProcessIDsInAnArrayAreTranslated is how pgx terminates several sessions at once.
+func TestProcessIDsInAnArrayAreTranslated(t *testing.T) {
+	p := startProxy(t, trusting(pgtest.Shared(t, 18)))
+	by, a, b := over(t, p), over(t, p), over(t, p)
+	by.ok("BEGIN")
+	for _, c := range []*client{a, b} {
+		c.ok("BEGIN")
+	}
+	for _, c := range []*client{a, b} {
+		c.ok("COMMIT")
+	}
+	ids := binary.BigEndian.AppendUint32(nil, 1) // dimension
+	for _, n := range []uint32{1, 23, 3, 1, 4, a.pid, 1<<32 - 1, 4, b.pid} {
+		ids = binary.BigEndian.AppendUint32(ids, n)
+	}
+	got := by.bound("SELECT pg_terminate_backend(n) FROM unnest($1::int[]) n WHERE n IS NOT NULL", "", 1, ids)
+	require.Equal(t, []string{"t", "t"}, got.rows, "%v", got.err)
+	a.ended("57P01")
+	b.ended("57P01")
+}
+
 func TestTerminatingNeedsTheServersPermission(t *testing.T) {
 	cluster := pgtest.Shared(t, 18)
 	p := startProxy(t, trusting(cluster))

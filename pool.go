@@ -235,6 +235,10 @@ func (p *pool) release(sc *server, again *Session) *Session {
 	}
 	// A connection that was just opened serves somebody before it may be claimed: pools that take turns would else do
 	// nothing but log in.
+	if !p.closed && sc.stands() {
+		p.mu.Unlock()
+		return nil
+	}
 	if p.closed || sc.retired() || (used || p.first == nil) && p.budget.mustYield(p, p.servers, p.first == nil) {
 		p.mu.Unlock()
 		sc.kill()

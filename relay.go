@@ -266,7 +266,7 @@ func (s *Session) borrowLocked(b []byte, done int) (int, link.Next) {
 	}
 	s.waiting = true
 	s.setPending(b, whole, done)
-	for sc := s.pool.borrow(s); sc != nil; sc = s.pool.borrow(s) {
+	for sc := s.lend(); sc != nil; sc = s.lend() {
 		if s.holdLocked(sc) {
 			if !s.pushLocked(sc, true) {
 				return s.leaveFor(leaveUnsent, s.consumed(whole))

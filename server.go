@@ -34,11 +34,12 @@ type server struct {
 	pid              uint32
 	secret           []byte
 
-	sess      atomic.Pointer[Session] // who holds it
-	holder    atomic.Uint32           // the process id, for clients, of the session that holds it or held it last
-	standsFor atomic.Pointer[Session] // who ends if the server ends this connection
-	killed    atomic.Bool             // no more use: serve ends at the next interruption
-	ended     atomic.Bool             // serve has ended, or looks at sess for the last time
+	sess        atomic.Pointer[Session] // who holds it
+	holder      atomic.Uint32           // the process id, for clients, of the session that holds it or held it last
+	standsFor   atomic.Pointer[Session] // who ends if the server ends this connection
+	standsUntil time.Time               // guarded by pool.mu
+	killed      atomic.Bool             // no more use: serve ends at the next interruption
+	ended       atomic.Bool             // serve has ended, or looks at sess for the last time
 
 	// Owned by serve.
 	extra   []byte            // goes to the client behind what was looked at

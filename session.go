@@ -53,10 +53,12 @@ type Session struct {
 	took     bool      // the handler took the link's buffer
 	local    localMode // requests are answered here, not by a server
 
-	touched  atomic.Bool   // the client sent something since the last sweep
-	pinsView atomic.Uint32 // pins, for those who do not hold mu
-	backend  atomic.Uint32 // the process id of srv, for those who do not hold mu; 0: none
-	targeted atomic.Int64  // when another session was last about to send it a signal
+	touched  atomic.Bool            // the client sent something since the last sweep
+	pinsView atomic.Uint32          // pins, for those who do not hold mu
+	backend  atomic.Uint32          // the process id of srv, for those who do not hold mu; 0: none
+	targeted atomic.Int64           // when another session was last about to send it a signal
+	standIn  atomic.Pointer[server] // runs what the session asks for next (see pool.standIn)
+	departed atomic.Bool            // the client is gone
 
 	// mu guards what follows. It is never held across I/O; a pool's mu may be taken inside it.
 	mu        sync.Mutex
