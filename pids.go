@@ -86,10 +86,10 @@ func (s *Session) realPid(pid uint32, signals bool) (real uint32, ok bool) {
 	if signals = signals && s.maySignal(t); signals {
 		t.targeted.Store(s.env.now().UnixNano())
 	}
-	if real = t.backend.Load(); real == 0 && signals {
-		real = t.pool.standIn(t)
+	if signals {
+		return t.pool.standIn(t), true
 	}
-	return real, true
+	return t.backend.Load(), true
 }
 
 // namePid replaces, in a NotificationResponse, the process id of a server connection by that of the session which holds it or
@@ -118,11 +118,16 @@ func (s *Session) isTargeted() bool {
 	return at != 0 && s.env.now().UnixNano()-at < int64(targetedFor)
 }
 
-// standIn returns the process id of an idle server connection that stands for t, which holds none: if the server ends that
-// connection, t ends, and what t asks for meanwhile is run there. Nobody else gets it. 0 if none is idle.
+// standIn returns the process id of the server connection that stands for t from now on: the one that t holds, or an idle one. If the
+// server ends that connection, t ends, and what t asks for meanwhile is run there; nobody else gets it, who might be hit in t's
+// place. 0 if none is idle.
 func (p *pool) standIn(t *Session) uint32 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if sc, ok := p.env.backends.Load(t.backend.Load()); ok { // it is given back under mu, after backend was cleared
+		sc.(*server).standFor(t)
+		return sc.(*server).pid
+	}
 	if sc := t.standIn.Load(); sc != nil {
 		return sc.pid
 	}
@@ -132,10 +137,15 @@ func (p *pool) standIn(t *Session) uint32 {
 	}
 	sc := p.idle[n-1]
 	p.idle = p.idle[:n-1]
-	sc.standsFor.Store(t)
-	sc.standsUntil = p.env.now().Add(targetedFor)
+	sc.standFor(t)
 	sc.standBy(t)
 	return sc.pid
+}
+
+// standFor makes sc stand for t. The caller holds pool.mu.
+func (sc *server) standFor(t *Session) {
+	sc.standsFor.Store(t)
+	sc.standsUntil = sc.pool.env.now().Add(targetedFor)
 }
 
 // standBy has sc wait for t, or for its end.
@@ -145,14 +155,13 @@ func (sc *server) standBy(t *Session) {
 	t.standIn.Store(sc)
 }
 
-// stands reports whether sc, free again, goes on standing for the session for which it did. The caller holds pool.mu.
-func (sc *server) stands() bool {
+// stands returns the session for which sc, free again, goes on standing. The caller holds pool.mu.
+func (sc *server) stands() *Session {
 	t := sc.standsFor.Load()
 	if t == nil || t.departed.Load() || !sc.pool.env.now().Before(sc.standsUntil) {
-		return false
+		return nil
 	}
-	sc.standBy(t)
-	return true
+	return t
 }
 
 // lend takes a server connection for the session's request, or queues for one.

@@ -235,8 +235,13 @@ func (p *pool) release(sc *server, again *Session) *Session {
 	}
 	// A connection that was just opened serves somebody before it may be claimed: pools that take turns would else do
 	// nothing but log in.
-	if !p.closed && sc.stands() {
-		p.mu.Unlock()
+	if t := sc.stands(); t != nil && !p.closed {
+		defer p.mu.Unlock()
+		if p.forgetLocked(t) {
+			sc.lendLocked()
+			return t
+		}
+		sc.standBy(t)
 		return nil
 	}
 	if p.closed || sc.retired() || (used || p.first == nil) && p.budget.mustYield(p, p.servers, p.first == nil) {

@@ -36,7 +36,7 @@ type server struct {
 
 	sess        atomic.Pointer[Session] // who holds it
 	holder      atomic.Uint32           // the process id, for clients, of the session that holds it or held it last
-	standsFor   atomic.Pointer[Session] // who ends if the server ends this connection
+	standsFor   atomic.Pointer[Session] // who ends if the server ends this connection; changed under pool.mu
 	standsUntil time.Time               // guarded by pool.mu
 	killed      atomic.Bool             // no more use: serve ends at the next interruption
 	ended       atomic.Bool             // serve has ended, or looks at sess for the last time
