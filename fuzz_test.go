@@ -440,7 +440,7 @@ func FuzzStartup(f *testing.F) {
 		require.NotEmpty(t, c.Database())
 		require.LessOrEqual(t, len(c.params), maxStartupPacket)
 		_, _ = c.Parameter("application_name")
-		_ = c.answerVersion(nil)
+		_ = c.answerVersion(nil, newestMinor)
 		require.LessOrEqual(t, c.minor, uint32(newestMinor))
 	})
 }

@@ -100,7 +100,7 @@ func (p *Proxy) login(c *Client) (*Session, error) {
 	if err := c.negotiate(ctx, startupConfig{tls: p.tls, cancel: p.cancelRequest}); err != nil {
 		return nil, err
 	}
-	out := c.answerVersion(nil)
+	out := c.answerVersion(nil, p.env.newestMinor())
 	if err := c.send(out); len(out) > 0 && err != nil {
 		return nil, err
 	}

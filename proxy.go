@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -82,6 +83,7 @@ type env struct {
 	texts         *sqlscan.Cache // what is known of statement texts
 
 	ids, statementIDs atomic.Uint64
+	elder             atomic.Bool // the server speaks protocol 3.0 only
 
 	mu      sync.Mutex
 	byPid   map[uint32]*Session
@@ -93,6 +95,26 @@ type env struct {
 }
 
 func (e *env) now() time.Time { return time.Now() }
+
+// newestMinor returns the latest minor version of the protocol that a client gets: as long as nothing is known of the server the proxy's
+// own, then that of the server.
+func (e *env) newestMinor() uint32 {
+	if e.elder.Load() {
+		return 0
+	}
+	return newestMinor
+}
+
+// firstMajor32 is the version of PostgreSQL from which on it speaks protocol 3.2.
+const firstMajor32 = 18
+
+// noteVersion takes note of a server's version, as it reports it: "18.1 (Debian 18.1-1)", "19devel".
+func (e *env) noteVersion(version string) {
+	if n := digits([]byte(version)); n > 0 {
+		major, err := strconv.Atoi(version[:n])
+		e.elder.Store(err == nil && major < firstMajor32)
+	}
+}
 
 // New returns a Proxy for the clients of l. It starts nothing: clients are accepted from the first call of
 // [Proxy.Accept] or [Proxy.Serve] on. The Proxy owns l from then on that New has returned it; where New returns an error, l

@@ -84,6 +84,7 @@ func newServer(li *loggedIn, p *pool) *server {
 		serial: p.env.statementIDs.Add(1), network: li.network, address: li.address, pid: li.pid, secret: li.secret, none: true,
 	}
 	p.env.backends.Store(sc.pid, sc)
+	p.env.noteVersion(sc.base["server_version"])
 	return sc
 }
 

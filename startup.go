@@ -318,9 +318,9 @@ func (c *Client) replicates() bool {
 	return true
 }
 
-// answerVersion appends NegotiateProtocolVersion where the client asked for more than there is.
-func (c *Client) answerVersion(dst []byte) []byte {
-	minor := min(c.minor, newestMinor)
+// answerVersion appends NegotiateProtocolVersion where the client asked for more than there is, newest being the latest minor version.
+func (c *Client) answerVersion(dst []byte, newest uint32) []byte {
+	minor := min(c.minor, newest)
 	if c.minor == minor && c.minor != 1 && len(c.unknown) == 0 {
 		return dst
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/pgmoor/pgmoor"
 	"github.com/pgmoor/pgmoor/internal/memconn"
+	"github.com/pgmoor/pgmoor/internal/pgtest"
 )
 
 // packet is a startup packet: its length, a code, and a body.
@@ -257,6 +258,28 @@ func TestNewerProtocolsAreNegotiatedDown(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestTheProtocolIsTheServersOwn is about servers that know less than the proxy.
+func TestTheProtocolIsTheServersOwn(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		cluster := pgtest.Shared(t, version)
+		p := startProxy(t, trusting(cluster))
+		over(t, p).ok("SELECT 1") // from here on the proxy knows
+		first := func(conn net.Conn) string {
+			_, err := conn.Write(packet(version30+2, "user\x00postgres\x00database\x00app\x00\x00"))
+			require.NoError(t, err)
+			c := newClient(t, conn)
+			m, err := c.Receive()
+			require.NoError(t, err)
+			n, _ := m.(*pgproto3.NegotiateProtocolVersion)
+			require.EqualValues(t, 'I', c.reply().status)
+			return fmt.Sprintf("%T %v, %d", m, n, len(c.key))
+		}
+		conn, err := p.DialContext(t.Context(), "", "")
+		require.NoError(t, err)
+		require.Equal(t, first(dialTCP(t, cluster.Addr())), first(conn))
+	})
 }
 
 func TestEncryptionMayBeAskedForInAnyOrder(t *testing.T) {
