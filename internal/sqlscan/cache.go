@@ -12,6 +12,9 @@ type Info struct {
 	Statements  int  // those that are not empty
 	Settings    []SettingRef
 	AllSettings bool // RESET ALL or DISCARD ALL is among the statements
+	// Channels are those of LISTEN and UNLISTEN; UnknownChannels says that not all of them are told.
+	Channels        []ChannelRef
+	UnknownChannels bool
 }
 
 // Cache remembers what it found out about texts. It is safe for concurrent use.
@@ -108,6 +111,11 @@ func (c *Cache) inspect(text []byte, standardConformingStrings bool) *Info {
 		if info.Settings, info.AllSettings, ok = Settings(text, standardConformingStrings); ok && e&Unsure == 0 {
 			info.Effects &^= UnknownSetting
 		}
+	}
+	if e&(Listen|Unlisten) != 0 {
+		var ok bool
+		info.Channels, ok = Channels(text, standardConformingStrings)
+		info.UnknownChannels = !ok || e&Unsure != 0
 	}
 	return info
 }

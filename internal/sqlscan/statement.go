@@ -64,7 +64,7 @@ var starts = [wordCount]start{
 	wordSavepoint:  {verb: VerbSavepoint},
 	wordSet:        {step: stepSet},
 	wordStart:      {effects: TxnBegin, verb: VerbBegin},
-	wordUnlisten:   {effects: Release},
+	wordUnlisten:   {effects: Release | Unlisten},
 }
 
 // nameEffects says what a name is reported as, wherever it stands.
@@ -78,6 +78,7 @@ var nameEffects = [wordCount]Effect{
 	nameForeign:  Foreign,
 	nameView:     PrepView,
 	namePid:      Pid,
+	nameChannels: ListenView,
 	nameTemp:     TempObject,
 }
 
