@@ -21,6 +21,7 @@ const (
 	stopMalformed             // the next message cannot be one
 	stopTooMany               // too many answers would be owed
 	stopPrime                 // the next message needs something in front of it
+	stopHold                  // the next message has to wait, see listen.go
 )
 
 // frontendLength returns the length of the frontend message at the start of b, which holds a header; false if there can
@@ -127,6 +128,11 @@ func (s *Session) feedBody(b []byte) int {
 func (s *Session) admit(msg []byte, l int, first bool) stop {
 	typ, unnamed := msg[0], false
 	if !s.turn.Skipping() && !s.turn.CopyIn() {
+		if s.ears != nil {
+			if why := s.harken(msg, l, first); why != stopNot {
+				return why
+			}
+		}
 		switch typ {
 		case wire.Parse:
 			unnamed = len(msg) > wire.HeaderLen && msg[wire.HeaderLen] == 0
@@ -138,12 +144,18 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 		}
 		switch typ {
 		case wire.Query:
+			a, big := s.text(msg[wire.HeaderLen:], l-wire.HeaderLen, runsAtOnce)
+			if !big && (s.ears != nil || a.info != nil && a.info.Effects&sqlscan.Listen != 0) {
+				if why := s.harkQuery(a, first); why != stopNot {
+					s.refusal = nil
+					return why
+				}
+			}
 			s.queried = true // it drops whatever unnamed statement there is
 			if !s.primed {
 				s.srv.unnamed = 0
 			}
 			s.risk = s.risk || s.turn.Status() == 'I'
-			a, big := s.text(msg[wire.HeaderLen:], l-wire.HeaderLen, runsAtOnce)
 			if !big {
 				s.do(a)
 			}
@@ -238,6 +250,10 @@ func (s *Session) remember(a act) {
 		return
 	}
 	risk := s.risk
+	if a.info.Effects&(sqlscan.Listen|sqlscan.Unlisten) != 0 && !a.shares(EffectListen) { // whenever it is executed
+		s.namedListens = true
+		s.cand |= EffectListen
+	}
 	s.do(a)
 	s.risk = risk
 	s.stick(a.info)
@@ -306,12 +322,16 @@ func (s *Session) prime(msg []byte, unnamed, first bool) stop {
 		return stopPrime
 	}
 	s.primed = true
-	s.prefix = append(s.scratch[:0], closeUnnamed...) // scratch: the next Parse may overwrite s.unnamed before this is written
+	if s.prefix == nil {
+		s.prefix = s.scratch[:0]
+	}
+	made := len(s.prefix)
+	s.prefix = append(s.prefix, closeUnnamed...) // scratch: the next Parse may overwrite s.unnamed before this is written
 	s.turn.InjectClose()
 	if s.turn.Unnamed() == turn.UnnamedLast && !s.queried && (typ != wire.Parse || !unnamed) {
 		s.prefix = append(s.prefix, s.unnamed...)
 		if aboutPids(s.stmt.info) {
-			s.translate(s.prefix[len(closeUnnamed)+wire.HeaderLen:], signals(s.unnamed))
+			s.translate(s.prefix[made+len(closeUnnamed)+wire.HeaderLen:], signals(s.unnamed))
 		}
 		apart := !usesUnnamed(msg)
 		if apart { // the batch must not begin with a snapshot that it would not have

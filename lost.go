@@ -56,7 +56,8 @@ func (s *Session) unsureLocked(sc *server) bool {
 
 // lossLocked says what the loss of sc means (architecture, invariant 6) and forgets what was owed.
 func (s *Session) lossLocked(sc *server) *lostErr {
-	l := &lostErr{body: s.body, skip: s.turn.Skipping() && s.turn.Ready() == 0}
+	l := &lostErr{body: s.body, skip: s.turn.Skipping() && s.turn.Ready() == 0, done: s.withheld}
+	s.loseEars()
 	status, risk := s.turn.Status(), s.risk
 	l.ready, l.cut = s.turn.Abandon()
 	l.block = status != 'I'

@@ -32,6 +32,14 @@ type Stats struct {
 	// Verifications counts how often a server was asked what a session has left behind (see [VerifyMode]).
 	Verifications int64
 
+	// Listeners counts the connections that listen for sessions, one for each database and user of which a session listens.
+	// They are not in Servers, and not limited by [Config.MaxConnections].
+	Listeners int
+	// ListenersLost counts how often one was lost: its sessions were told that notifications may be missing.
+	ListenersLost int64
+	// Notifications counts those that such connections have heard and clients were sent.
+	Notifications int64
+
 	Transactions   int64 // times that a server connection was given back by a client, by a pinned one when its pin had ended
 	ClientsTotal   int64 // clients that ever logged in
 	ServersOpened  int64
@@ -48,4 +56,6 @@ type counters struct {
 	borrowTimeouts, cancels               atomic.Int64
 	loginFailures, openFailures, recycled atomic.Int64
 	setUps, verifications                 atomic.Int64
+	listeners, listenersLost              atomic.Int64
+	notifications                         atomic.Int64
 }

@@ -61,7 +61,7 @@ func (e Effects) name() string {
 
 // carried are the effects that follow a session from one server connection to another: nobody is pinned for them unless a
 // policy says so.
-const carried = EffectSetting | EffectSQLExecute | EffectCursor | EffectDiscard | EffectStatementTooLarge
+const carried = EffectSetting | EffectListen | EffectSQLExecute | EffectCursor | EffectDiscard | EffectStatementTooLarge
 
 // transactional are the effects that PostgreSQL undoes when the transaction is rolled back.
 const transactional = EffectSetting | EffectUntrackedSetting | EffectListen | EffectTempObject | EffectHoldableCursor

@@ -132,7 +132,8 @@ func (p *Proxy) Stats() Stats {
 	st := Stats{
 		ClientsTotal: c.clients.Load(), ServersOpened: c.servers.Load(), ServersClosed: c.serversClosed.Load(),
 		BorrowTimeouts: c.borrowTimeouts.Load(), Cancels: c.cancels.Load(), LoginFailures: c.loginFailures.Load(),
-		OpenFailures: c.openFailures.Load(), SettingsMoved: c.setUps.Load(), Verifications: c.verifications.Load(), PinnedBy: map[string]int{}, PinsTotal: map[string]int64{},
+		OpenFailures: c.openFailures.Load(), SettingsMoved: c.setUps.Load(), Verifications: c.verifications.Load(),
+		Listeners: int(c.listeners.Load()), ListenersLost: c.listenersLost.Load(), Notifications: c.notifications.Load(), PinnedBy: map[string]int{}, PinsTotal: map[string]int64{},
 	}
 	p.env.stats(&st)
 	p.mu.Lock()

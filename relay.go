@@ -47,18 +47,21 @@ func (s *Session) step(b []byte, done int) (int, link.Next) {
 		return len(b), link.Park
 	case s.axed || s.waitErr != nil || s.lostErr != nil: // interrupted comes first
 		return s.keepLocked(b, done)
-	case s.waiting || s.sending || s.finishing || s.unmooring:
+	case s.waiting || s.sending || s.finishing || s.unmooring || s.hold():
 		return s.keepLocked(b, done)
 	case s.srv != nil:
-		return s.directLocked(b)
+		return s.directLocked(b, done)
 	}
 	return s.borrowLocked(b, done)
 }
 
 // directLocked writes b to the server connection that the session holds.
-func (s *Session) directLocked(b []byte) (int, link.Next) {
+func (s *Session) directLocked(b []byte, done int) (int, link.Next) {
 	sc := s.srv
 	n, stop := s.feed(b)
+	if n == 0 && stop == stopHold {
+		return s.keepLocked(b, done)
+	}
 	prefix, instead := s.prefix, s.instead
 	s.prefix, s.instead = nil, 0
 	s.sending = n > 0
@@ -119,7 +122,7 @@ func (s *Session) sent(sc *server) {
 	case end:
 		s.mu.Unlock()
 		sc.endTurn(s)
-	case !s.pending.empty() && !s.unmooring:
+	case !s.pending.empty() && !s.unmooring && !s.hold():
 		s.pushLocked(sc, false)
 	case s.held || s.closing != nil:
 		s.held = false
@@ -351,7 +354,11 @@ func (s *Session) pushLocked(sc *server, own bool) bool {
 	s.pending = chunk{}
 	s.sending = true
 	setUp := s.setUp(sc)
-	out, stop := s.feedAll(c.bytes())
+	out, fed, stop := s.feedAll(c.bytes())
+	if stop == stopHold { // out is a copy then
+		s.pending = chunk{big: c.big, small: c.small, off: c.off + fed, size: c.size - fed}
+		c, stop = chunk{}, stopNot
+	}
 	s.mu.Unlock()
 	if setUp != nil {
 		out = append(setUp, out...)
@@ -392,21 +399,22 @@ func (s *Session) postpone(sc *server, rest []byte, own bool) bool {
 	return held
 }
 
-// feedAll feeds b, which holds whole messages or the beginning of a large one, and returns what is to be written.
-func (s *Session) feedAll(b []byte) (out []byte, stop stop) {
-	for len(b) > 0 {
-		n, stop := s.feed(b)
+// feedAll feeds b, which holds whole messages or the beginning of a large one, and returns what is to be written, and how
+// much of b that is where something has to wait.
+func (s *Session) feedAll(b []byte) (out []byte, fed int, stop stop) {
+	for len(b) > fed {
+		n, stop := s.feed(b[fed:])
 		if n == 0 {
-			return out, stop
+			return out, fed, stop
 		}
 		if out == nil && s.prefix == nil && n == len(b) {
-			return b, stopNot
+			return b, n, stopNot
 		}
-		out = append(append(out, s.prefix...), b[s.instead:n]...)
+		out = append(append(out, s.prefix...), b[fed+s.instead:fed+n]...)
 		s.prefix, s.instead = nil, 0
-		b = b[n:]
+		fed += n
 	}
-	return out, stopNot
+	return out, fed, stopNot
 }
 
 // endTurn gives sc back after the last reply of a turn was written. The caller's goroutine is the server's, or the one that
@@ -433,9 +441,9 @@ func (sc *server) endTurn(s *Session) {
 		return
 	}
 	s.dropLocked(sc)
-	again := !s.pending.empty() && !s.gone
+	again := !s.pending.empty() && !s.gone && !s.hold()
 	s.waiting = again
-	wake := s.held && !again || s.closing != nil
+	wake := s.held && !again || s.closing != nil || s.told()
 	s.held = s.held && again
 	s.mu.Unlock()
 	if wake {
@@ -464,5 +472,8 @@ func (s *Session) dropLocked(sc *server) {
 
 // releasableLocked reports whether the session may go on with another server connection.
 func (s *Session) releasableLocked() bool {
+	if s.withheld || s.ears != nil && (s.ears.dirty || s.ears.asking) {
+		return false
+	}
 	return s.pins == 0 && s.cand == 0 && len(s.dirty) == 0 && !s.allReset && !s.unmoor && s.body == 0 && s.turn.Releasable()
 }

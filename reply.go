@@ -42,6 +42,7 @@ const (
 	winding                 // the client is gone and nothing is owed
 	lost                    // the server ended the session
 	asks                    // a query of the proxy's own is sent
+	tells                   // a ReadyForQuery is withheld, see tell
 )
 
 // relay passes on what the server said to the session that holds it.
@@ -65,6 +66,10 @@ func (sc *server) relay(s *Session, b []byte) (int, link.Next) {
 			return n, link.Leave
 		}
 	}
+	if what == tells {
+		sc.whose, sc.what = s, what
+		return n, link.Leave
+	}
 	return n, sc.follow(s, what, more)
 }
 
@@ -78,6 +83,8 @@ func (sc *server) follow(s *Session, what outcome, more bool) link.Next {
 	case asks:
 		s.written()
 		sc.sendAsked(s)
+	case tells:
+		sc.tell(s)
 	case copyGone:
 		s.mu.Lock()
 		sc.windUp(s, s.fixLocked())
@@ -175,6 +182,9 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	case wire.ParameterStatus:
 		sc.noteStatus(s, msg, private)
 	case wire.NotificationResponse:
+		if s.ears != nil && !s.deafened() { // the listener hears it too
+			return turn.Swallow, goOn
+		}
 		s.env.namePid(msg)
 	}
 	if private && len(sc.own) > 0 && sc.own[0].hear(msg) {
@@ -187,6 +197,9 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	switch {
 	case msg[0] == wire.ReadyForQuery && v == turn.Swallow && !private: // between a Parse of the proxy's and the client's batch
 	case msg[0] == wire.ReadyForQuery:
+		if s.withhold(private) {
+			return turn.Swallow, tells
+		}
 		return v, sc.noteReady(s, private)
 	case msg[0] == wire.ErrorResponse && s.turn.TakeUnprimed():
 		s.primed = false
@@ -248,6 +261,7 @@ func (sc *server) atRest(s *Session) outcome {
 			s.pin(EffectUnnamedStatement)
 		}
 		s.settle(sc)
+		s.listensItself()
 		switch k := s.question(); {
 		case k == ownNothing:
 		case s.sending || s.body > 0: // whoever sends asks when it is done
@@ -294,7 +308,11 @@ func (s *Session) tell(dst, msg []byte) (n int, told bool) {
 func (s *Session) written() {
 	s.mu.Lock()
 	s.writing = false
-	wake := s.held && !s.sending || s.closing != nil
+	if sc := s.srv; sc != nil && !s.pending.empty() && !s.sending && !s.finishing && !s.unmooring && !s.gone && !s.hold() {
+		s.pushLocked(sc, false)
+		return
+	}
+	wake := s.held && !s.sending || s.closing != nil || s.told()
 	if wake {
 		s.held = false
 	}

@@ -128,6 +128,10 @@ type Session struct {
 	unmooring   bool    // which is under way: the client's messages wait
 	cancelLater bool    // a cancel request waits for the end of a query of the proxy's own
 
+	ears         *ears // what it listens to; nil: nothing
+	withheld     bool  // a ReadyForQuery waits for the notifications that come before it
+	namedListens bool  // a named statement may change what the session listens to
+
 	pidNames map[string]*pidStatement // statements about processes
 	refusal  *Error                   // the policy's, of the message that is being looked at
 	refusals map[uint64][]byte        // what the errors stand for that are still to come
@@ -157,6 +161,7 @@ type lostErr struct {
 	cut   bool // a batch without its Sync is cut off: an error is owed, and everything up to Sync is to be ignored
 	skip  bool // the error was told before: everything up to Sync is to be ignored
 	block bool // a transaction block was open
+	done  bool // a transaction was committed, and its ReadyForQuery is owed
 	body  int  // bytes of a large message still to come
 }
 
@@ -331,7 +336,7 @@ func (s *Session) left() (goOn bool) {
 	case leaveReply, leaveFatal:
 		_, err := s.link.Write(s.reply)
 		s.reply = nil
-		return err == nil && s.why == leaveReply
+		return err == nil && s.why == leaveReply && s.interrupted()
 	case leaveHeld:
 		<-s.kick
 		return s.interrupted()
@@ -374,6 +379,11 @@ func (s *Session) interrupted() (goOn bool) {
 			s.resume = false
 			s.mu.Unlock()
 			s.sendUnsent()
+		case s.ears != nil && s.ears.resume:
+			s.ears.resume = false
+			s.proceedLocked()
+		case s.srv == nil && !s.local.active && s.hearsNow():
+			goOn = s.notifyLocked()
 		default:
 			s.held = false
 			s.mu.Unlock()
@@ -385,7 +395,7 @@ func (s *Session) interrupted() (goOn bool) {
 
 // idleLocked reports whether the session is at a boundary.
 func (s *Session) idleLocked() bool {
-	return !s.waiting && !s.finishing && !s.writing && !s.sending && (s.srv == nil || s.pins != 0 && s.turn.Quiet() && s.turn.Status() == 'I')
+	return !s.waiting && !s.finishing && !s.writing && !s.sending && !s.hold() && (s.srv == nil || s.pins != 0 && s.turn.Quiet() && s.turn.Status() == 'I')
 }
 
 // endLocked unlocks, says goodbye if nobody else is writing to the client, and reports false: the session is over.

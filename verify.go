@@ -15,6 +15,10 @@ import (
 func (s *Session) question() ownKind {
 	switch {
 	case s.turn.Unnamed() == turn.UnnamedOlder: // a question would drop it
+	case s.ears != nil && s.pins&EffectListen != 0 && len(s.ears.names) > 0:
+		return ownListen
+	case s.ears != nil && s.pins&EffectListen == 0 && s.ears.dirty:
+		return ownChannels
 	case s.wantsVerification():
 		return ownVerify
 	case len(s.dirty) > 0 && (s.pins == 0 || s.dirty[settingPin] != 0):
@@ -32,6 +36,11 @@ func (s *Session) inquire(sc *server, k ownKind) outcome {
 		return s.cleanUp(sc)
 	case ownVerify:
 		return s.verify(sc)
+	case ownChannels:
+		return s.askWhat(sc)
+	case ownListen:
+		s.ears.asking = true
+		return s.askLocked(sc, &own{kind: ownListen}, listenTo(s.ears.names))
 	default:
 		return s.readBackLocked(sc)
 	}
@@ -144,7 +153,7 @@ func (s *Session) verified(sc *server, o *own) {
 	s.drop(s.pins & (verifiable&^found | s.going))
 	s.going = 0
 	if s.pins == 0 {
-		s.sticky = nil
+		s.sticky, s.namedListens = nil, false
 	}
 }
 
