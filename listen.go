@@ -21,6 +21,7 @@ import (
 //     before (hark). What is notified from then on is kept for the session, and dropped if nothing came of the LISTEN.
 //   - A ReadyForQuery that ends a transaction of a session that listens is withheld until the listener has read all that was
 //     notified before it, so that what the session has notified itself comes in front of it, as PostgreSQL has it (tell).
+//   - For the same reason a message waits for the ReadyForQuery of the one before (harken).
 //   - Where a statement reads or changes what the session listens to, or a block begins in which one may, its server
 //     connection is first made to listen to all of that (attune).
 //
@@ -43,6 +44,7 @@ type ears struct {
 	dirty   bool                // the server connection may listen to something
 	whole   bool                // it listens to all that the session does
 	asking  bool                // it is being asked
+	behind  bool                // a message waits for the ReadyForQuery that is owed
 	met     bool                // the listener has read all up to the ReadyForQuery that is withheld
 	hearing *hearing            // for which the session's messages wait
 	ready   bool                // it is over, and the message that waited was not sent yet
@@ -144,7 +146,7 @@ func (s *Session) listenCost(a act) (n int) {
 
 // hold reports whether the session's messages wait for what it listens to. The caller holds mu.
 func (s *Session) hold() bool {
-	return s.withheld || s.ears != nil && (s.ears.hearing != nil || s.ears.asking)
+	return s.withheld || s.ears != nil && (s.ears.hearing != nil || s.ears.asking || s.ears.behind)
 }
 
 // hark makes a message that may commit a LISTEN wait until the listener listens too. a is what the message does, as far
@@ -263,6 +265,18 @@ func (s *Session) borrowFor() bool {
 		}
 	}
 	return false
+}
+
+// goAhead lets a message go on that waited for a ReadyForQuery; wake says that nobody else is about to send it.
+func (s *Session) goAhead(wake bool) {
+	if s.ears == nil || !s.ears.behind {
+		return
+	}
+	s.ears.behind = false
+	if wake {
+		s.ears.resume = true
+		s.interrupt()
+	}
 }
 
 // attune puts a query in front of a message, with which the server connection listens to all that the session does, if what
@@ -417,11 +431,13 @@ func (s *Session) listenedItself(o *own) {
 // withhold keeps the ReadyForQuery at the end of a transaction back until the notifications in front of it are known.
 // It reports false if there is no need. The caller holds mu, on the goroutine of the server connection.
 func (s *Session) withhold(private bool) bool {
-	if s.ears == nil || s.gone || s.deafened() || s.turn.Status() != 'I' || s.turn.Lost() {
+	switch {
+	case s.gone:
 		return false
-	}
-	if private {
+	case private:
 		return s.withheld && s.turn.Quiet()
+	case s.ears == nil || s.deafened() || s.turn.Status() != 'I' || s.turn.Lost():
+		return false
 	}
 	s.withheld, s.writing, s.active = true, true, true
 	s.ears.met = false
@@ -627,12 +643,20 @@ func (s *Session) loseEars() {
 	if e.follow(undone); !undone {
 		maps.Copy(e.names, e.heard)
 	}
-	e.asking, e.hearing, e.ready, e.failed, e.resume = false, nil, false, false, false
+	e.asking, e.hearing, e.ready, e.failed, e.resume, e.behind = false, nil, false, false, false, false
 	s.hears()
 }
 
-// harken sees, for a session that listens, to what comes before a message of the extended protocol. The caller holds mu.
+// harken sees, for a session that listens, to what comes before a message. The caller holds mu.
 func (s *Session) harken(msg []byte, l int, first bool) stop {
+	switch msg[0] {
+	case wire.CopyData, wire.CopyDone, wire.CopyFail, wire.Flush:
+		return stopNot
+	}
+	if s.turn.Ready() > 0 && !s.deafened() { // its own notifications would come too early, and what it listens to be unclear
+		s.ears.behind = true
+		return stopHold
+	}
 	switch msg[0] {
 	case wire.Parse:
 		if _, text, ok := wire.CString(msg[wire.HeaderLen:]); ok && l == len(msg) {
@@ -661,7 +685,7 @@ func (s *Session) harken(msg []byte, l int, first bool) stop {
 
 // harkQuery sees to what comes before a simple Query that does a.
 func (s *Session) harkQuery(a act, first bool) stop {
-	commits := s.turn.Status() == 'I' || a.info != nil && a.info.Effects&mayCommit != 0
+	commits := s.turn.Status() == 'I' || s.turn.Ready() > 0 || a.info != nil && a.info.Effects&mayCommit != 0
 	if why := s.hark(a, commits); why != stopNot {
 		return why
 	}

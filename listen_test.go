@@ -114,8 +114,8 @@ func TestWaitForNotification(t *testing.T) {
 	})
 }
 
-// heard reports which of the channels c hears of, by notifying each and, last, one that c certainly listens to.
-func (c *client) heard(n *client, channels ...string) string {
+// hears reports which of the channels c hears of, by notifying each and, last, one that c certainly listens to.
+func (c *client) hears(n *client, channels ...string) string {
 	c.t.Helper()
 	for _, ch := range append(channels, "certain") {
 		n.ok("NOTIFY " + ch)
@@ -186,7 +186,7 @@ func TestListenFollowsCommitAndRollback(t *testing.T) {
 				c, n := over(t, p), over(t, p)
 				c.ok("LISTEN certain")
 				c.script(row.do...)
-				require.Equal(t, row.want, c.heard(n, "a", "b"))
+				require.Equal(t, row.want, c.hears(n, "a", "b"))
 				require.Equal(t, slices.Sorted(slices.Values(strings.Fields("certain "+row.want))), listening(c, name))
 				c.ok("BEGIN")
 				require.Equal(t, slices.Sorted(slices.Values(strings.Fields("certain "+row.want))), listening(c, name))
@@ -311,24 +311,20 @@ func TestListenersOfDatabasesDoNotMix(t *testing.T) {
 	})
 }
 
-// listeners returns the process ids of the listening connections.
-func listeners(t *testing.T, cluster *pgtest.Cluster, name string) (pids []string) {
-	for _, r := range cluster.Exec(t, "SELECT pid FROM pg_stat_activity WHERE application_name = '"+name+"' AND (query LIKE '%LISTEN%' OR query = '')") {
-		pids = append(pids, r[0])
-	}
-	return pids
+// endListener has the server end the connection with that application_name that is not the one which c has now.
+func endListener(t *testing.T, cluster *pgtest.Cluster, name string, c *client) {
+	t.Helper()
+	pooled := c.ok("SELECT pg_backend_pid()")
+	require.Len(t, cluster.Exec(t, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '"+name+"' AND pid <> "+pooled), 1)
 }
 
 func TestALostListenerIsMadeAgainAndSaidSo(t *testing.T) {
 	listens(t, 1, func(t *testing.T, p *pgmoor.Proxy, cluster *pgtest.Cluster) {
 		name := fmt.Sprint("lost ", time.Now().UnixNano())
-		c, busy, n := overAs(t, p, "app", "application_name", name), overAs(t, p, "app", "application_name", name), over(t, p)
+		c, busy, n := overAs(t, p, "app", "application_name", name), overAs(t, p, "app", "application_name", name), overAs(t, p, "app", "application_name", name)
 		c.ok("LISTEN a")
 		busy.ok("LISTEN b")
-		n.ok("SELECT 1") // the only pooled connection
-		pids := listeners(t, cluster, name)
-		require.Len(t, pids, 1)
-		cluster.Exec(t, "SELECT pg_terminate_backend("+pids[0]+")")
+		endListener(t, cluster, name, n)
 		require.Equal(t, "NOTICE 01000", c.said(1))
 		require.Equal(t, "NOTICE 01000", busy.said(1))
 		require.Equal(t, "a", func() string { n.ok("NOTIFY a"); return strings.TrimSuffix(c.next(), ":") }())
@@ -409,7 +405,7 @@ func TestListenIsPinnedWhereItCannotBeCarried(t *testing.T) {
 func TestListenIsPinnedWhereTheListenerMayNotLogIn(t *testing.T) {
 	for _, version := range versions {
 		cluster := pgtest.Shared(t, version)
-		cluster.Exec(t, "DROP ROLE IF EXISTS listen_limited", "CREATE ROLE listen_limited LOGIN CONNECTION LIMIT 1")
+		cluster.Exec(t, "DROP ROLE IF EXISTS listen_limited; CREATE ROLE listen_limited LOGIN CONNECTION LIMIT 1")
 		cfg := trusting(cluster)
 		cfg.MaxConnections, cfg.Logger = 1, quiet
 		p := startProxy(t, cfg)

@@ -417,7 +417,7 @@ func (l *listener) heard(b []byte) (n int, next link.Next) {
 			return n, link.Leave
 		}
 	}
-	return n, link.Park
+	return n, link.Again // the end of the stream may have come along
 }
 
 // notified puts a notification into the queues of those who listen.

@@ -205,6 +205,8 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 		s.primed = false
 	case msg[0] == wire.CopyInResponse && s.gone && !s.sending:
 		return v, copyGone
+	case msg[0] == wire.CopyInResponse:
+		s.goAhead(true)
 	}
 	return v, goOn
 }
@@ -248,6 +250,7 @@ func (sc *server) noteReady(s *Session, private bool) outcome {
 
 // atRest decides what follows when nothing is owed.
 func (sc *server) atRest(s *Session) outcome {
+	s.goAhead(false)
 	s.risk, s.lexical = false, false
 	if s.gone {
 		return winding
