@@ -431,7 +431,8 @@ func TestAPinnedSessionHearsWhileItIsIdle(t *testing.T) {
 		require.Equal(t, map[string]int{"requested": 1}, p.Stats().PinnedBy)
 		c.ok("SET pgmoor.pin = off")
 		require.Equal(t, "NOTIFY, a:, ready I", c.whole("NOTIFY a"))
-		require.Zero(t, p.Stats().Pinned)
+		require.Eventually(t, func() bool { return p.Stats().Pinned == 0 }, patience, time.Millisecond)
+		require.Equal(t, "NOTIFY, a:, ready I", c.whole("NOTIFY a"))
 	})
 }
 

@@ -108,9 +108,9 @@ func TestAPolicyPinsForItsOwnReasonAndEndsThat(t *testing.T) {
 		pinnedBy(t, p)
 		require.Equal(t, map[string]int64{"batch run": 2}, p.Stats().PinsTotal)
 		require.EqualValues(t, 2, p.Stats().Unpins)
-		c.ok("SET app.batch TO 'x'", "LISTEN a", "RESET app.batch") // one reason ends, one stays
+		c.ok("SET app.batch TO 'x'", "PREPARE a AS SELECT 1", "RESET app.batch") // one reason ends, one stays
 		require.NotEmpty(t, p.Stats().PinnedBy)
-		c.ok("UNLISTEN a")
+		c.ok("DEALLOCATE a")
 		pinnedBy(t, p)
 	})
 }
@@ -120,9 +120,9 @@ func TestAPolicyPinsForEver(t *testing.T) {
 		c := over(t, p)
 		c.ok("SET work_mem = '5MB'") // carried all the same
 		pinnedBy(t, p)
-		c.ok("LISTEN a")
-		pinnedBy(t, p, "listen")
-		c.ok("UNLISTEN a", "DISCARD ALL", "SELECT 1")
+		c.ok("PREPARE a AS SELECT 1")
+		pinnedBy(t, p, "prepare")
+		c.ok("DEALLOCATE a", "DISCARD ALL", "SELECT 1")
 		require.Never(t, func() bool { return p.Stats().Pinned == 0 }, 1500*time.Millisecond, 50*time.Millisecond)
 		require.NoError(t, c.conn.Close())
 		pinnedBy(t, p)
