@@ -45,6 +45,7 @@ type ears struct {
 	whole   bool                // it listens to all that the session does
 	asking  bool                // it is being asked
 	behind  bool                // a message waits for the ReadyForQuery that is owed
+	later   bool                // tell waits for the end of a write to the server connection
 	met     bool                // the listener has read all up to the ReadyForQuery that is withheld
 	hearing *hearing            // for which the session's messages wait
 	ready   bool                // it is over, and the message that waited was not sent yet
@@ -113,7 +114,7 @@ func (s *Session) carries(a act) bool {
 	switch {
 	case a.info == nil || a.info.Effects&sqlscan.Listen == 0 || a.info.UnknownChannels || a.shares(EffectListen):
 		return false
-	case a.deed != nil && a.deed.pins&EffectListen != 0 || s.deafened() || s.namedListens || s.otherEncoding():
+	case a.deed != nil && a.deed.pins&EffectListen != 0 || s.deafened() || s.namedListens || s.pins&EffectReplication != 0 || s.otherEncoding():
 		return false
 	}
 	return s.listenCost(a) <= maxChannels
@@ -425,7 +426,8 @@ func (s *Session) listenedItself(o *own) {
 		return // asked again at the next boundary
 	}
 	clear(e.names)
-	s.hears()
+	e.l.release(e)
+	s.dropEars()
 }
 
 // withhold keeps the ReadyForQuery at the end of a transaction back until the notifications in front of it are known.
@@ -450,27 +452,26 @@ func (s *Session) withhold(private bool) bool {
 // tell passes on the ReadyForQuery that was withheld, behind the notifications that come before it. It runs on the goroutine of
 // the server connection, outside of the handler.
 func (sc *server) tell(s *Session) {
+	s.meet()
 	s.mu.Lock()
-	e := s.ears
-	if e != nil && !e.met && s.srv == sc && !s.gone {
-		if h := e.l.barrier(e); h != nil {
-			s.mu.Unlock()
-			<-h.done // at the latest when the listener's patience ends
-			s.mu.Lock()
-		}
-		e.met = true
-	}
 	if s.srv != sc || s.gone {
 		s.mu.Unlock()
 		return
 	}
-	if e = s.ears; e != nil && e.dirty && s.turn.Quiet() && !s.sending && s.body == 0 && s.turn.Unnamed() != turn.UnnamedOlder && !s.deafened() {
-		e.follow(s.undone())
+	switch {
+	case !s.mayAskWhat():
+	case s.sending:
+		s.ears.later = true
+		s.mu.Unlock()
+		return
+	default:
+		s.ears.follow(s.undone())
 		s.askWhat(sc)
 		s.mu.Unlock()
-		sc.sendAsked(s)
+		sc.sendAsked(s) // tell is called again behind the answer
 		return
 	}
+	e := s.ears
 	out := wire.AppendReady(s.take(), 'I')
 	s.mu.Unlock()
 	_, _ = s.link.Write(out) // a client that is gone is its own goroutine's business
@@ -481,16 +482,45 @@ func (sc *server) tell(s *Session) {
 		return
 	}
 	s.withheld, s.writing = false, false
-	what := goOn
+	what := boundary
 	if s.turn.Quiet() {
 		what = sc.atRest(s)
+	} else if s.turn.Ready() == 0 {
+		s.goAhead(false)
 	}
 	s.mu.Unlock()
-	if what == goOn {
-		s.written()
+	sc.follow(s, what, false)
+}
+
+// meet waits until the listener has read all that was notified before the ReadyForQuery that is withheld; at the latest
+// its patience ends that.
+func (s *Session) meet() {
+	s.mu.Lock()
+	e := s.ears
+	first := e != nil && !e.met && !s.gone
+	if first {
+		e.met = true
+	}
+	s.mu.Unlock()
+	if !first {
 		return
 	}
-	sc.follow(s, what, false)
+	if h := e.l.barrier(e); h != nil {
+		<-h.done
+	}
+}
+
+// tellNow has tell called again, now that nobody is sending any more, if it waits for that. The caller holds mu.
+func (s *Session) tellNow() {
+	if s.ears != nil && s.ears.later {
+		s.srv.link.Interrupt() // and on to notify
+	}
+}
+
+// mayAskWhat reports whether the server connection has to be asked what it listens to, and can be.
+func (s *Session) mayAskWhat() bool {
+	return s.ears != nil && s.ears.dirty && !s.deafened() && s.turn.Quiet() && s.body == 0 &&
+		s.turn.Unnamed() != turn.UnnamedOlder
 }
 
 // take returns what the client is to be told, unless what it listens to is not known at the moment. The caller holds mu,
@@ -604,29 +634,40 @@ func (s *Session) notifyLocked() (goOn bool) {
 	e := s.ears
 	out := s.take()
 	s.mu.Unlock()
-	_, err := s.link.Write(out)
+	var err error
+	if len(out) > 0 {
+		_, err = s.link.Write(out)
+	}
 	s.mu.Lock()
 	s.heardBy(e)
 	s.mu.Unlock()
 	return err == nil
 }
 
-// notify writes notifications to the client of the session that holds sc, on the goroutine of sc.
+// notify writes notifications to the client of the session that holds sc, or goes on with tell, on the goroutine of sc.
 func (sc *server) notify() {
 	s := sc.sess.Load()
 	if s == nil {
 		return
 	}
 	s.mu.Lock()
+	e := s.ears
+	if e != nil && s.srv == sc && e.later && !s.sending {
+		e.later = false
+		s.mu.Unlock()
+		sc.tell(s)
+		return
+	}
 	if s.srv != sc || !s.hearsNow() {
 		s.mu.Unlock()
 		return
 	}
-	e := s.ears
 	out := s.take()
 	s.writing = true
 	s.mu.Unlock()
-	_, _ = s.link.Write(out) // a client that is gone is its own goroutine's business
+	if len(out) > 0 {
+		_, _ = s.link.Write(out) // a client that is gone is its own goroutine's business
+	}
 	s.mu.Lock()
 	s.heardBy(e)
 	s.mu.Unlock()
@@ -643,7 +684,7 @@ func (s *Session) loseEars() {
 	if e.follow(undone); !undone {
 		maps.Copy(e.names, e.heard)
 	}
-	e.asking, e.hearing, e.ready, e.failed, e.resume, e.behind = false, nil, false, false, false, false
+	e.asking, e.hearing, e.ready, e.failed, e.resume, e.behind, e.later = false, nil, false, false, false, false, false
 	s.hears()
 }
 

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
 
@@ -196,12 +195,23 @@ func (l *listener) settle(e *ears, names map[string]struct{}) {
 	}
 }
 
-// leave forgets e.
-func (l *listener) leave(e *ears) {
-	l.settle(e, nil)
+// release ends what is put into e's queue, and leaves what is there.
+func (l *listener) release(e *ears) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	e.queue, e.over = nil, true
+	for n := range e.subs {
+		l.unsubscribeLocked(e, n)
+	}
+	delete(l.ears, e)
+	l.nudgeLocked()
+}
+
+// leave forgets e.
+func (l *listener) leave(e *ears) {
+	l.release(e)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e.queue, e.count = nil, 0
 }
 
 // run is the goroutine of the listener.
@@ -347,49 +357,49 @@ func (l *listener) next() (o *order, wanted bool) {
 // fillLocked makes an order of what was asked and of the channels that are missing or not wanted any more. It reports false
 // if there is nothing to order.
 func (l *listener) fillLocked(o *order) bool {
-	var b strings.Builder
-	b.WriteString(o.text)
-	taken := make(map[string]struct{})
-	add := func(verb, name string) bool {
-		if _, done := taken[name]; done {
-			return true
-		}
-		if b.Len()+len(name)+channelCost > maxOrder {
-			return false
-		}
-		taken[name] = struct{}{}
-		b.WriteString(verb + quoteChannel(name) + ";")
-		return true
-	}
-	rest := l.asked[:0:0]
-	for _, h := range l.asked {
-		fits := len(rest) == 0
+	on := make(map[string]struct{})
+	for len(l.asked) > 0 {
+		h := l.asked[0]
 		for _, n := range h.names {
-			if _, missing := l.missing[n]; missing && fits {
-				if fits = add("LISTEN ", n); fits {
-					o.on = append(o.on, n)
-				}
+			if _, missing := l.missing[n]; missing && !o.listen(n, on) {
+				return true // the rest comes with the next one
 			}
 		}
-		if fits {
-			o.hearings = append(o.hearings, h)
-		} else {
-			rest = append(rest, h)
-		}
+		o.hearings = append(o.hearings, h)
+		l.asked = l.asked[1:]
 	}
-	l.asked = rest
 	for n := range l.missing {
-		if _, done := taken[n]; !done && add("LISTEN ", n) {
-			o.on = append(o.on, n)
+		if !o.listen(n, on) {
+			break
 		}
 	}
 	for n := range l.surplus {
-		if add("UNLISTEN ", n) {
+		if o.add("UNLISTEN ", n) {
 			o.off = append(o.off, n)
 		}
 	}
-	o.text = b.String()
-	return len(taken)+len(o.hearings) > 0
+	return len(o.on)+len(o.off)+len(o.hearings) > 0
+}
+
+// listen adds a channel to be listened to, if it is not there already. It reports false if it does not fit.
+func (o *order) listen(name string, on map[string]struct{}) bool {
+	if _, known := on[name]; known {
+		return true
+	}
+	if !o.add("LISTEN ", name) {
+		return false
+	}
+	on[name] = struct{}{}
+	o.on = append(o.on, name)
+	return true
+}
+
+func (o *order) add(verb, name string) bool {
+	if len(o.text)+len(quoteChannel(name))+channelCost > maxOrder {
+		return false
+	}
+	o.text += verb + quoteChannel(name) + ";"
+	return true
 }
 
 // heard is the handler of the connection's link.
@@ -460,6 +470,19 @@ func (l *listener) answered() {
 	}
 	l.backoff = 0
 	l.mu.Lock()
+	l.carriedOutLocked(o)
+	stirred := l.restoredLocked()
+	l.mu.Unlock()
+	for _, h := range o.hearings {
+		h.over(false)
+	}
+	for _, e := range stirred {
+		e.s.stir(e)
+	}
+}
+
+// carriedOutLocked takes note of what the server has done.
+func (l *listener) carriedOutLocked(o *order) {
 	for _, n := range o.on {
 		delete(l.missing, n)
 		l.on[n] = struct{}{}
@@ -478,14 +501,6 @@ func (l *listener) answered() {
 		if len(h.names) > 0 {
 			h.ears.filterLocked() // what the session has not listened to yet counts from here on
 		}
-	}
-	stirred := l.restoredLocked()
-	l.mu.Unlock()
-	for _, h := range o.hearings {
-		h.over(false)
-	}
-	for _, e := range stirred {
-		e.s.stir(e)
 	}
 }
 

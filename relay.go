@@ -104,6 +104,7 @@ func (s *Session) sent(sc *server) {
 		return
 	}
 	s.sending = false
+	s.tellNow()
 	if s.asksLater && !s.gone && s.body == 0 {
 		s.asksLater = false
 		if k := s.question(); k != ownNothing && s.turn.Quiet() && s.turn.Status() == 'I' {

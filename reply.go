@@ -240,6 +240,7 @@ func (sc *server) noteReady(s *Session, private bool) outcome {
 		return sc.atRest(s)
 	case private:
 	case s.turn.Ready() == 0:
+		s.goAhead(false)
 		s.writing = true
 		return boundary
 	case s.turn.Status() == 'I': // what was run before this and what was run behind it can no longer be told apart
@@ -315,7 +316,10 @@ func (s *Session) written() {
 		s.pushLocked(sc, false)
 		return
 	}
-	wake := s.held && !s.sending || s.closing != nil || s.told()
+	if s.srv != nil && s.hearsNow() {
+		s.srv.link.Interrupt() // and on to notify
+	}
+	wake := s.held && !s.sending || s.closing != nil || s.srv == nil && s.told()
 	if wake {
 		s.held = false
 	}
