@@ -107,8 +107,10 @@ type leaker struct {
 	token  bool
 	locked bool
 	temp   bool
-	listen bool
 }
+
+// leakListens is in a map of settings if the session listens, or will when the transaction is committed.
+const leakListens = "LISTEN"
 
 // leakValues are the settings that are played with, with some of their values and the one that RESET returns to.
 var leakValues = map[string][]string{
@@ -182,6 +184,8 @@ func (c *leaker) step() error {
 		err = c.state()
 	case n == 12 && !c.inBlock():
 		err = c.resetAll()
+	case n == 13:
+		err = c.listens()
 	default:
 		err = c.check()
 	}
@@ -280,7 +284,7 @@ func (c *leaker) resetAll() error {
 	}
 	for k := range c.now() {
 		switch k {
-		case "role":
+		case "role", leakListens:
 		case "app.tenant":
 			c.now()[k] = ""
 		default:
@@ -307,7 +311,7 @@ func (c *leaker) state() error {
 		}
 	}
 	var err error
-	switch c.r.IntN(3) {
+	switch c.r.IntN(2) {
 	case 0:
 		_, err = c.exec(fmt.Sprintf("SELECT pg_advisory_lock(%d)", c.id))
 		c.locked = true
@@ -316,11 +320,20 @@ func (c *leaker) state() error {
 		c.now()["search_path"] = "public"
 		delete(c.now(), "role")
 		c.temp = true
-	case 2:
-		_, err = c.exec("LISTEN leak")
-		c.listen = true
 	}
 	return err
+}
+
+// listens listens to a channel, or no longer.
+func (c *leaker) listens() error {
+	sql := []string{"LISTEN leak", "UNLISTEN leak", "UNLISTEN *"}[c.r.IntN(3)]
+	if ok, err := c.expect(sql); !ok || err != nil {
+		return err
+	}
+	if delete(c.now(), leakListens); sql == "LISTEN leak" {
+		c.now()[leakListens] = "t"
+	}
+	return nil
 }
 
 // letGo gives up whatever keeps a connection.
@@ -347,7 +360,8 @@ func (c *leaker) letGo() error {
 		return err
 	}
 	delete(c.now(), "role")
-	c.locked, c.temp, c.listen, c.token = false, false, false, false
+	delete(c.now(), leakListens)
+	c.locked, c.temp, c.token = false, false, false
 	<-c.pins
 	return nil
 }
@@ -369,7 +383,7 @@ func (c *leaker) check() error {
 	if err != nil {
 		return err
 	}
-	want := []string{letter(c.temp), letter(c.locked), "0", letter(c.listen)}
+	want := []string{letter(c.temp), letter(c.locked), "0", letter(c.stack[0][leakListens] != "")}
 	for _, n := range names {
 		v, set := c.now()[n]
 		if !set {

@@ -451,6 +451,6 @@ func TestListenersEndWithTheProxy(t *testing.T) {
 		b.ended("57P01")
 		require.NoError(t, <-done)
 		require.Zero(t, p.Stats().Listeners)
-		require.Empty(t, goroutines())
+		require.Eventually(t, func() bool { return len(goroutines()) == 0 }, patience, time.Millisecond)
 	}
 }
