@@ -58,7 +58,11 @@ func (s *Session) judge(in *sqlscan.Info, text []byte, size int) (act, *Error) {
 	if d.reason != "" {
 		d.pins |= EffectPolicy
 	}
-	if d.pins&^s.pins != 0 {
+	listens := in.Effects&sqlscan.Listen != 0 && dec.Share&EffectListen == 0
+	if listens && !s.carries(act{info: in, deed: d}) {
+		d.pins |= EffectListen
+	}
+	if d.pins&^s.pins != 0 || listens { // whose pin may turn out later to be necessary
 		d.digest = st.Digest()
 	}
 	return act{info: in, deed: d}, nil

@@ -239,8 +239,8 @@ func TestADigestHoldsNoLiteral(t *testing.T) {
 		"SET app.password = 's3cr3t'", "SELECT set_config('app.s3cr3t', 's3cr3t', false)",
 		"SELECT set_config('app.x', E's3cr3t\\'s3cr3t', false)", "SELECT set_config('app.x', $$s3cr3t$$, false)",
 		"SELECT set_config('app.x', $tag$s3cr3t$tag$, false)", "SELECT set_config('app.x', U&'s3cr3t', false)",
-		"LISTEN a /* s3cr3t */ -- s3cr3t", "PREPARE a AS SELECT 's3cr3t' 's3cr3t'", "SELECT setseed(0.5), 'it''s3cr3t'",
-		"SELECT pg_advisory_lock(1), 's3cr3t', 's3cr3t", "SET a.b = 's3cr3t'; LISTEN b", "SELECT N's3cr3t', B'1', X'ff', lastval()",
+		"LISTEN ä /* s3cr3t */ -- s3cr3t", "PREPARE a AS SELECT 's3cr3t' 's3cr3t'", "SELECT setseed(0.5), 'it''s3cr3t'",
+		"SELECT pg_advisory_lock(1), 's3cr3t', 's3cr3t", "SET a.b = 's3cr3t'; LISTEN \"ä\"; LISTEN ä", "SELECT N's3cr3t', B'1', X'ff', lastval()",
 		"LISTEN a; SET app.x = 's3cr3t" + large + "s3cr3t'", "LOAD 's3cr3t'", "CREATE TEMP TABLE a AS SELECT 's3cr3t\\' AS x, 's3cr3t'",
 	} {
 		t.Run(sql[:min(len(sql), 60)], func(t *testing.T) {
