@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgmoor/pgmoor"
@@ -82,6 +83,24 @@ func TestRandomScriptsGetTheAnswersThatPostgreSQLGives(t *testing.T) {
 		n := c.Run(t, pgtest.Random(seed, *randomScripts, 12))
 		t.Logf("%d scripts agree", n)
 	})
+}
+
+// TestRandomScriptsOfAListener does the same with sessions that listen, whose messages and answers take other ways.
+func TestRandomScriptsOfAListener(t *testing.T) {
+	seed := *randomSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("seed %d: repeat with -seed %d -scripts %d", seed, seed, *randomScripts)
+	listening := func(yield func(*pgtest.Script) bool) {
+		for s := range pgtest.Random(seed, *randomScripts, 12) {
+			s, err := s.Behind(`Query "listen pgtest_random"`, "wait")
+			if !assert.NoError(t, err) || !yield(s) {
+				return
+			}
+		}
+	}
+	forEachVariant(t, 2, func(t *testing.T, c pgtest.Comparison, _ string) { c.Run(t, listening) })
 }
 
 func forEachVariant(t *testing.T, workers int, run func(*testing.T, pgtest.Comparison, string)) {

@@ -75,6 +75,15 @@ func Parse(r io.Reader) (*Script, error) {
 	return parseLines(lines)
 }
 
+// Behind returns the script with lines in front of it.
+func (s *Script) Behind(lines ...string) (*Script, error) {
+	b, err := parseLines(append(lines, s.lines...))
+	if err == nil {
+		b.Name = s.Name
+	}
+	return b, err
+}
+
 // ReadScripts parses all scripts (*.txt) in a directory.
 func ReadScripts(dir fs.FS) ([]*Script, error) {
 	names, err := fs.Glob(dir, "*.txt")
