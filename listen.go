@@ -410,6 +410,7 @@ func (s *Session) listensItself() {
 		s.pin(EffectListen)
 	}
 	if s.pins&EffectListen != 0 {
+		e.ready, e.failed = false, false
 		s.hears()
 	}
 }
@@ -726,9 +727,11 @@ func (s *Session) harken(msg []byte, l int, first bool) stop {
 
 // harkQuery sees to what comes before a simple Query that does a.
 func (s *Session) harkQuery(a act, first bool) stop {
-	commits := s.turn.Status() == 'I' || s.turn.Ready() > 0 || a.info != nil && a.info.Effects&mayCommit != 0
+	in := a.info
+	commits := s.turn.Status() == 'I' || s.turn.Ready() > 0 ||
+		in != nil && in.Effects&mayCommit != 0 && (in.Verb != sqlscan.VerbRollback || in.Statements > 1)
 	if why := s.hark(a, commits); why != stopNot {
 		return why
 	}
-	return s.attune(a.info, first)
+	return s.attune(in, first)
 }

@@ -55,6 +55,7 @@ type hearing struct {
 	ears   *ears
 	names  []string
 	holds  bool          // a message of the session waits for it
+	lost   bool          // a connection was lost over it; owned by run
 	failed bool          // set before done is closed
 	done   chan struct{} // closed when it is over, by run or by whoever asks
 }
@@ -537,16 +538,33 @@ func (l *listener) down() {
 			e.missed = true
 		}
 	}
-	if o := l.order; o != nil {
-		l.asked = append(o.hearings, l.asked...)
-		l.order = nil
-	}
+	again, over := l.order.split()
+	l.asked, l.order = append(again, l.asked...), nil
 	l.mu.Unlock()
+	for _, h := range over {
+		h.over(true)
+	}
 	l.giveUp(false)
 	if listening {
 		l.pool.env.count.listenersLost.Add(1)
 		l.pool.env.log.Warn("pgmoor: listening connection lost", slog.String("user", l.pool.key.user), slog.String("database", l.pool.key.database))
 	}
+}
+
+// split returns, of the requests in an order that was lost, those that are tried once more and those that were.
+func (o *order) split() (again, over []*hearing) {
+	if o == nil {
+		return nil, nil
+	}
+	for _, h := range o.hearings {
+		if h.lost {
+			over = append(over, h)
+		} else {
+			again = append(again, h)
+		}
+		h.lost = true
+	}
+	return again, over
 }
 
 // giveUp ends the requests that cannot be met without a connection: all, or those that do not ask for channels.
