@@ -37,6 +37,13 @@ type Stats struct {
 	// nothing of the server, because the connection had the statement; StatementsEvicted how often one was closed to make room (see
 	// Config.MaxStatements) or for a name.
 	StatementsPrepared, StatementsShared, StatementsEvicted int64
+	// Listeners counts the connections that listen for sessions, one for each database and user of which a session listens.
+	// They are not in Servers, and not limited by [Config.MaxConnections].
+	Listeners int
+	// ListenersLost counts how often one was lost: its sessions were told that notifications may be missing.
+	ListenersLost int64
+	// Notifications counts those that such connections have heard and clients were sent.
+	Notifications int64
 
 	Transactions   int64 // times that a server connection was given back by a client, by a pinned one when its pin had ended
 	ClientsTotal   int64 // clients that ever logged in
@@ -56,4 +63,6 @@ type counters struct {
 	setUps, verifications                 atomic.Int64
 	stmtsPrepared, stmtsShared            atomic.Int64
 	stmtsEvicted                          atomic.Int64
+	listeners, listenersLost              atomic.Int64
+	notifications                         atomic.Int64
 }
