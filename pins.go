@@ -363,7 +363,7 @@ func (s *Session) drop(e Effects) {
 var advice = [numEffects]string{
 	"the policy pins for settings: use SET LOCAL, or ALTER ROLE … SET",
 	"name settings in set_config with a literal or a bound parameter",
-	"name channels in plain LISTEN statements, not in functions or named statements; UNLISTEN when done",
+	"name channels in plain LISTEN statements, not in functions; UNLISTEN when done",
 	"create temporary tables with ON COMMIT DROP inside a transaction, or drop them when done",
 	"declare cursors WITHOUT HOLD inside a transaction, or close them when done",
 	"use pg_advisory_xact_lock, or unlock when done",
