@@ -329,12 +329,16 @@ func (s *Session) channelsAnswered(o *own) {
 
 // hears makes what is known to be committed what the session listens to.
 func (s *Session) hears() {
-	e := s.ears
+	s.ears.forget()
+	s.ears.l.settle(s.ears, s.ears.names)
+	s.dropEars()
+}
+
+// forget forgets what was done since the last boundary.
+func (e *ears) forget() {
 	clear(e.maybe)
 	clear(e.heard)
 	e.dirty, e.whole, e.ready, e.failed = false, false, false, false
-	e.l.settle(e, e.names)
-	s.dropEars()
 }
 
 // dropEars forgets what the session listens to if that is nothing and nothing is left for the client.
@@ -357,9 +361,21 @@ func (s *Session) listensItself() {
 	if s.otherEncoding() || e.dirty && s.turn.Unnamed() == turn.UnnamedOlder { // a question would drop it
 		s.pin(EffectListen)
 	}
-	if s.pins&EffectListen != 0 {
+	switch {
+	case s.pins&EffectListen == 0:
+	case e.whole: // it does already
+		e.forget()
+		s.leftToServer()
+	default:
 		s.hears()
 	}
+}
+
+// leftToServer ends what comes from the listener, behind what it has heard so far.
+func (s *Session) leftToServer() {
+	clear(s.ears.names)
+	s.ears.l.release(s.ears)
+	s.dropEars()
 }
 
 // listenedItself takes the answer to the query with which the server connection was made to listen to all channels of a
@@ -372,9 +388,7 @@ func (s *Session) listenedItself(o *own) {
 	if o.err != nil {
 		return // asked again at the next boundary
 	}
-	clear(e.names)
-	e.l.release(e)
-	s.dropEars()
+	s.leftToServer()
 }
 
 // loseEars decides what the session listens to after its server connection was lost: what may have been committed counts.

@@ -275,3 +275,26 @@ func TestASessionGoesOnListeningWithoutItsServer(t *testing.T) {
 		require.Equal(t, "NOTIFY, lost:y, ready I", c.whole("NOTIFY lost, 'y'"))
 	})
 }
+
+// TestAPipelineThatPinsAListenerTellsNothingTwice ends a batch so that its unnamed statement cannot be made again elsewhere: from then on
+// the session's server connection, which was made to listen in front of the batch, is the one that listens.
+func TestAPipelineThatPinsAListenerTellsNothingTwice(t *testing.T) {
+	listens(t, 2, func(t *testing.T, p *pgmoor.Proxy, _ *pgtest.Cluster) {
+		for range 20 {
+			c, n := over(t, p), over(t, p)
+			c.ok("LISTEN once")
+			c.send(
+				&pgproto3.Parse{Query: "LISTEN once"}, &pgproto3.Bind{}, &pgproto3.Execute{}, &pgproto3.Bind{Parameters: [][]byte{nil}},
+				&pgproto3.Parse{Query: "SELECT 1"}, &pgproto3.Sync{},
+			)
+			require.Equal(t, "08P01", c.reply().code())
+			require.Equal(t, "NOTIFY, once:own, ready I", c.whole("NOTIFY once, 'own'"))
+			require.Equal(t, "NOTIFY, once:again, ready I", c.whole("NOTIFY once, 'again'"))
+			n.ok("NOTIFY once, 'other'")
+			require.Equal(t, "once:other", c.said(1))
+			require.Equal(t, "*pgproto3.EmptyQueryResponse, ready I", c.whole(""))
+			require.NoError(t, c.conn.Close())
+		}
+		require.NotEmpty(t, p.Stats().PinsTotal)
+	})
+}
