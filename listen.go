@@ -86,7 +86,7 @@ func (s *Session) carries(a act) bool {
 	switch {
 	case a.info == nil || a.info.Effects&sqlscan.Listen == 0 || a.info.UnknownChannels || a.shares(EffectListen):
 		return false
-	case a.deed != nil && a.deed.pins&EffectListen != 0 || s.deafened() || s.namedListens || s.pins&EffectReplication != 0 || s.otherEncoding():
+	case a.deed != nil && a.deed.pins&EffectListen != 0 || s.deafened() || s.namedListens || s.pins&EffectReplication != 0 || s.turn.Lost() || s.otherEncoding():
 		return false
 	}
 	return s.listenCost(a) <= maxChannels
@@ -358,7 +358,7 @@ func (s *Session) listensItself() {
 	if e == nil {
 		return
 	}
-	if s.otherEncoding() || e.dirty && s.turn.Unnamed() == turn.UnnamedOlder { // a question would drop it
+	if s.otherEncoding() || s.turn.Lost() || e.dirty && s.turn.Unnamed() == turn.UnnamedOlder { // a question would drop it
 		s.pin(EffectListen)
 	}
 	switch {

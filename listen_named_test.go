@@ -298,3 +298,23 @@ func TestAPipelineThatPinsAListenerTellsNothingTwice(t *testing.T) {
 		require.NotEmpty(t, p.Stats().PinsTotal)
 	})
 }
+
+// TestAListenerWhoseAnswersCannotBeForetold has a COPY take a Sync: such a session is pinned, and its server connection listens.
+func TestAListenerWhoseAnswersCannotBeForetold(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		for _, before := range []string{"SELECT 1", "LISTEN foretold"} {
+			p, _ := carrying(t, version, 0)
+			c := over(t, p)
+			c.ok(before)
+			c.send(
+				&pgproto3.Parse{Query: "COPY carried FROM STDIN"}, &pgproto3.Bind{}, &pgproto3.Execute{}, &pgproto3.Sync{},
+				&pgproto3.CopyFail{}, &pgproto3.Sync{},
+			)
+			require.Equal(t, "57014", c.reply().code())
+			c.ok("LISTEN foretold")
+			for range 5 {
+				require.Equal(t, "NOTIFY, foretold:x, ready I", c.whole("NOTIFY foretold, 'x'"))
+			}
+		}
+	})
+}
