@@ -86,7 +86,7 @@ func (s *Session) carries(a act) bool {
 	switch {
 	case a.info == nil || a.info.Effects&sqlscan.Listen == 0 || a.info.UnknownChannels || a.shares(EffectListen):
 		return false
-	case a.deed != nil && a.deed.pins&EffectListen != 0 || s.deafened() || s.namedListens || s.pins&EffectReplication != 0 || s.turn.Lost() || s.otherEncoding():
+	case a.deed != nil && a.deed.pins&EffectListen != 0 || s.deafened() || s.namedListens || s.pins&EffectReplication != 0 || s.otherEncoding():
 		return false
 	}
 	return s.listenCost(a) <= maxChannels
@@ -228,7 +228,7 @@ func (s *Session) attune(in *sqlscan.Info, first bool) stop {
 
 // attunable reports whether the server connection does not listen to all that the session does, and can be made to.
 func (s *Session) attunable() bool {
-	return len(s.ears.names) > 0 && !s.ears.whole && !s.deafened() &&
+	return len(s.ears.names) > 0 && !s.ears.whole && !s.deafened() && !s.turn.Lost() &&
 		s.turn.Status() == 'I' && s.turn.AtRest() && s.turn.Unnamed() != turn.UnnamedOlder
 }
 
@@ -351,6 +351,15 @@ func (s *Session) dropEars() {
 	s.ears = nil
 }
 
+// guess takes for committed what the server connection cannot be asked about, because its answers can no longer be foretold.
+func (s *Session) guess() {
+	undone := s.undone()
+	if s.ears.follow(undone); !undone {
+		maps.Copy(s.ears.names, s.ears.maybe)
+	}
+	s.hears()
+}
+
 // listensItself is called at a boundary. It leaves listening to the server connection where it is pinned for that or has to
 // be.
 func (s *Session) listensItself() {
@@ -358,7 +367,7 @@ func (s *Session) listensItself() {
 	if e == nil {
 		return
 	}
-	if s.otherEncoding() || s.turn.Lost() || e.dirty && s.turn.Unnamed() == turn.UnnamedOlder { // a question would drop it
+	if s.otherEncoding() || e.dirty && s.turn.Unnamed() == turn.UnnamedOlder { // a question would drop it
 		s.pin(EffectListen)
 	}
 	switch {

@@ -299,7 +299,7 @@ func TestAPipelineThatPinsAListenerTellsNothingTwice(t *testing.T) {
 	})
 }
 
-// TestAListenerWhoseAnswersCannotBeForetold has a COPY take a Sync: such a session is pinned, and its server connection listens.
+// TestAListenerWhoseAnswersCannotBeForetold has a COPY take a Sync: such a session is pinned, and can be asked nothing any more.
 func TestAListenerWhoseAnswersCannotBeForetold(t *testing.T) {
 	onBoth(t, func(t *testing.T, version int) {
 		for _, before := range []string{"SELECT 1", "LISTEN foretold"} {

@@ -40,7 +40,7 @@ func (s *Session) withhold(private bool) bool {
 		return false
 	case private:
 		return s.holds&holdTold != 0 && s.turn.Quiet()
-	case s.ears == nil || s.deafened() || s.turn.Status() != 'I' || s.turn.Lost():
+	case s.ears == nil || s.deafened() || s.turn.Status() != 'I':
 		return false
 	}
 	s.holds |= holdTold
@@ -61,6 +61,8 @@ func (sc *server) tell(s *Session) {
 		return
 	}
 	switch {
+	case s.ears != nil && s.ears.dirty && s.turn.Lost():
+		s.guess()
 	case !s.mayAskWhat():
 	case s.sending:
 		s.ears.later = true

@@ -14,6 +14,7 @@ import (
 // question decides what has to be asked before the session's next step. The caller holds mu; nothing is owed.
 func (s *Session) question() ownKind {
 	switch {
+	case s.turn.Lost(): // its answer could not be told from others
 	case s.turn.Unnamed() == turn.UnnamedOlder: // a question would drop it
 	case s.ears != nil && s.pins&EffectListen != 0 && len(s.ears.names) > 0:
 		return ownListen
