@@ -21,7 +21,7 @@ const (
 	stopMalformed             // the next message cannot be one
 	stopTooMany               // too many answers would be owed
 	stopPrime                 // the next message needs something in front of it
-	stopHold                  // what the next message means depends on answers that are owed
+	stopHold                  // the next message has to wait, see hold
 )
 
 // frontendLength returns the length of the frontend message at the start of b, which holds a header; false if there can
@@ -141,12 +141,16 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 		case !ok && l > len(msg):
 			return stopTooMany
 		case isNamed && len(s.ops) >= maxOps: // an op takes more memory than the turn's entry for it
-			s.waitsForAll = true
-			return stopHold
+			return s.hold(holdAll)
 		case isNamed && s.mustWait():
-			return stopHold
+			return s.hold(holdBatch)
 		case isNamed:
 			s.begins = s.beginsBatch()
+		}
+		if s.ears != nil {
+			if why := s.harken(msg, name, l, first); why != stopNot {
+				return why
+			}
 		}
 		if why := s.prime(msg, unnamed, first); why != stopNot {
 			return why
@@ -234,19 +238,19 @@ func (s *Session) consider(msg, name []byte, l int, first bool) stop {
 
 // considerQuery is consider for a simple Query.
 func (s *Session) considerQuery(msg []byte, l int, first bool) stop {
+	a, big := s.text(msg[wire.HeaderLen:], l-wire.HeaderLen, runsAtOnce)
+	if s.refusal == nil {
+		if why := s.beforeQuery(a, big, first); why != stopNot {
+			return why
+		}
+	}
 	s.queried = true // it drops whatever unnamed statement there is
 	if !s.primed {
 		s.srv.unnamed = 0
 	}
 	s.risk = s.risk || s.turn.Status() == 'I'
-	a, big := s.text(msg[wire.HeaderLen:], l-wire.HeaderLen, runsAtOnce)
-	if s.refusal == nil {
-		if why := s.bySQL(a.info, true, first); why != stopNot {
-			return why
-		}
-		if a.info != nil && len(a.info.Refs) > 0 && a.info.Statements == 1 && s.beginsBatch() {
-			s.keepFrom(a.info)
-		}
+	if a.info != nil && len(a.info.Refs) > 0 && a.info.Statements == 1 && s.refusal == nil && s.beginsBatch() {
+		s.keepFrom(a.info)
 	}
 	if !big {
 		s.do(a)
@@ -257,6 +261,23 @@ func (s *Session) considerQuery(msg []byte, l int, first bool) stop {
 		s.translate(msg[wire.HeaderLen:], s.signals(msg[wire.HeaderLen:]))
 	}
 	return stopNot
+}
+
+// beforeQuery sees to what a simple Query that does a finds on the server connection, and to what it has to wait for: that first, for
+// nothing may have been put in front of a message that waits.
+func (s *Session) beforeQuery(a act, big, first bool) stop {
+	if why := s.waitsForSQL(a.info); why != stopNot {
+		return why
+	}
+	if !big && (s.ears != nil || a.info != nil && a.info.Effects&(sqlscan.Listen|sqlscan.Execute) != 0) {
+		if why := s.harkQuery(a); why != stopNot {
+			return why
+		}
+	}
+	if why := s.bySQL(a.info, true, first); why != stopNot || s.ears == nil {
+		return why
+	}
+	return s.attune(a.info, first)
 }
 
 // record enters a message that is sent in the books of what is owed. It reports false when that would be too much.
@@ -322,6 +343,10 @@ func (s *Session) remember(a act) {
 		return
 	}
 	risk := s.risk
+	if a.info.Effects&(sqlscan.Listen|sqlscan.Unlisten) != 0 && !a.shares(EffectListen) { // whenever it is executed
+		s.namedListens = true
+		s.cand |= EffectListen
+	}
 	s.do(a)
 	s.risk = risk
 	s.renews = s.renews || a.info.Effects&sqlscan.Sequence != 0

@@ -68,8 +68,8 @@ type Config struct {
 	RequireTLS bool
 
 	// MaxConnections is the greatest number of server connections that are open or being opened at any moment, over
-	// all databases and users. Replication connections and cancel requests are not counted. If zero,
-	// DefaultMaxConnections.
+	// all databases and users. Replication connections, connections that listen ([Stats].Listeners) and cancel requests are
+	// not counted. If zero, DefaultMaxConnections.
 	MaxConnections int
 
 	// MaxOpening is the greatest number of logins to the servers that are under way at once, for each database

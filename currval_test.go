@@ -214,7 +214,7 @@ func TestWhereNothingOfOthersIsNothingIsDiscarded(t *testing.T) {
 	onBoth(t, func(t *testing.T, version int) {
 		p, _ := foreignPool(t, version, 1, pgmoor.WithRotation)
 		c := over(t, p)
-		c.ok("LISTEN a", "UNLISTEN a", "SELECT 1") // the connection is made fresh
+		c.ok("CREATE TEMP TABLE fresh (i int)", "DROP TABLE fresh", "SELECT 1") // the connection is made fresh
 		pinnedBy(t, p)
 		c.ok(insertMine)
 		for range 3 {

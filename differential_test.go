@@ -84,6 +84,19 @@ func TestRandomScriptsGetTheAnswersThatPostgreSQLGives(t *testing.T) {
 	})
 }
 
+// TestRandomScriptsOfAListener does the same with sessions that listen, whose messages and answers take other ways.
+func TestRandomScriptsOfAListener(t *testing.T) {
+	seed := *randomSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("seed %d: repeat with -seed %d -scripts %d", seed, seed, *randomScripts)
+	forEachVariant(t, 2, func(t *testing.T, c pgtest.Comparison, _ string) {
+		n := c.Run(t, pgtest.RandomListening(seed, *randomScripts, 12))
+		t.Logf("%d scripts agree", n)
+	})
+}
+
 func forEachVariant(t *testing.T, workers int, run func(*testing.T, pgtest.Comparison, string)) {
 	f, err := os.Open("testdata/allowed-differences.txt")
 	require.NoError(t, err)

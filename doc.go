@@ -13,14 +13,14 @@
 //	err = p.Serve(ctx)
 //
 // A server connection is lent to a client at its first message and taken back when the server reports that no
-// transaction is open and no reply is owed. What the client has SET follows it to whatever connection it gets next.
+// transaction is open and no reply is owed. What the client has SET and prepared, and what it listens to, follows it to
+// whatever connection it gets next.
 //
 // # Pinning
 //
-// A client that leaves something behind which only that server connection has (it said LISTEN, created a temporary object,
-// took a session-level advisory lock, opened a holdable cursor, prepared a named statement, asked a sequence) is pinned: it
-// keeps the connection until the server says, asked between transactions, that nothing of it is left, or else until
-// it disconnects. The connection is reset, or closed, before anyone else gets it. A WARN in the log says who is pinned
+// A client that leaves something behind which only that server connection has (it created a temporary object, took a
+// session-level advisory lock, opened a holdable cursor) is pinned: it keeps the connection until the server says, asked
+// between transactions, that nothing of it is left, or else until it disconnects. The connection is reset, or closed, before anyone else gets it. A WARN in the log says who is pinned
 // for what and how to avoid it; [Stats].PinnedBy counts, and [Session.Pinned] tells of one client.
 //
 // [Config.Pinning] takes a [PinningPolicy], which may pin for more, share what all clients have in common, or refuse a

@@ -13,6 +13,7 @@ var ErrProxyClosed = errors.New("pgmoor: proxy closed")
 
 // SQLSTATEs that the proxy itself reports (PostgreSQL documentation, "PostgreSQL Error Codes").
 const (
+	codeWarning             = "01000"
 	codeConnectionException = "08000"
 	codeConnectionFailure   = "08006"
 	codeUnknownOutcome      = "08007"

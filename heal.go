@@ -78,7 +78,7 @@ func (s *Session) heals(sc *server, msg []byte) bool {
 	switch {
 	case !missing && !refusesPlan(msg[wire.HeaderLen:]):
 		return false
-	case s.holding || s.gone || s.prefix != nil || sc.ask != nil:
+	case s.holds != 0 || s.gone || s.prefix != nil || sc.ask != nil:
 		return false
 	case k.whole && k.batch+1 == s.batch && s.turn.Ready() == 1 && !s.turn.Open():
 	case s.keeps && k.batch == s.batch && s.turn.Ready() == 0 && s.turn.Open():

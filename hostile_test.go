@@ -154,8 +154,9 @@ func TestARoleOfTheLoginsOwn(t *testing.T) {
 	for name, do := range map[string][]string{
 		"none": {"SET ROLE NONE"}, "none, and reset all": {"SET ROLE NONE", "RESET ALL"}, "none, and reset": {"SET ROLE NONE", "RESET ROLE"},
 		"reset and none": {"BEGIN; RESET ROLE; SET ROLE NONE; COMMIT"}, "none and reset all at once": {"BEGIN; SET ROLE NONE; RESET ALL; COMMIT"},
-		"none under a pin": {"LISTEN a", "SET ROLE NONE", "UNLISTEN a"}, "none before a pin": {"SET ROLE NONE", "LISTEN a", "UNLISTEN a"},
-		"reset": {"RESET ROLE"}, "discard all": {"DISCARD ALL"}, "discard all under a pin": {"LISTEN a", "DISCARD ALL"},
+		"none under a pin":  {"SELECT pg_advisory_lock(819)", "SET ROLE NONE", "SELECT pg_advisory_unlock(819)"},
+		"none before a pin": {"SET ROLE NONE", "SELECT pg_advisory_lock(819)", "SELECT pg_advisory_unlock(819)"},
+		"reset":             {"RESET ROLE"}, "discard all": {"DISCARD ALL"}, "discard all under a pin": {"SELECT pg_advisory_lock(819)", "DISCARD ALL"},
 		"default authorization": {"SET SESSION AUTHORIZATION DEFAULT"}, "the same authorization": {"SET SESSION AUTHORIZATION app"},
 		"none, and reset authorization": {"SET ROLE NONE; RESET SESSION AUTHORIZATION"},
 	} {
@@ -338,7 +339,7 @@ func lostBehind(t *testing.T, r reply) {
 
 func TestASessionEndsWithStateThatWasAcknowledged(t *testing.T) {
 	for name, sql := range map[string]string{
-		"listen": "LISTEN hostile", "lock": "SELECT pg_advisory_lock(816)", "temp": "CREATE TEMP TABLE hostile_temp (x int)",
+		"lock": "SELECT pg_advisory_lock(816)", "temp": "CREATE TEMP TABLE hostile_temp (x int)",
 	} {
 		t.Run(name, func(t *testing.T) {
 			hostile(t, 2, func(t *testing.T, p *pgmoor.Proxy, cluster *pgtest.Cluster) {

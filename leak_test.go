@@ -109,10 +109,12 @@ type leaker struct {
 	token  bool
 	locked bool
 	temp   bool
-	listen bool
 	value  string // what it got of a sequence last
 	fresh  bool   // in the transaction block that is open
 }
+
+// leakListens is in a map of settings if the session listens, or will when the transaction is committed.
+const leakListens = "LISTEN"
 
 // leakValues are the settings that are played with, with some of their values and the one that RESET returns to.
 var leakValues = map[string][]string{
@@ -188,6 +190,8 @@ func (c *leaker) step() error {
 		err = c.state()
 	case n == 12 && !c.inBlock():
 		err = c.resetAll()
+	case n == 13:
+		err = c.listens()
 	default:
 		err = c.check()
 	}
@@ -287,7 +291,7 @@ func (c *leaker) resetAll() error {
 	}
 	for k := range c.now() {
 		switch k {
-		case "role":
+		case "role", leakListens:
 		case "app.tenant":
 			c.now()[k] = ""
 		default:
@@ -314,7 +318,7 @@ func (c *leaker) state() error {
 		}
 	}
 	var err error
-	switch c.r.IntN(3) {
+	switch c.r.IntN(2) {
 	case 0:
 		_, err = c.exec(fmt.Sprintf("SELECT pg_advisory_lock(%d)", c.id))
 		c.locked = true
@@ -323,11 +327,20 @@ func (c *leaker) state() error {
 		c.now()["search_path"] = "public"
 		delete(c.now(), "role")
 		c.temp = true
-	case 2:
-		_, err = c.exec("LISTEN leak")
-		c.listen = true
 	}
 	return err
+}
+
+// listens listens to a channel, or no longer.
+func (c *leaker) listens() error {
+	sql := []string{"LISTEN leak", "UNLISTEN leak", "UNLISTEN *"}[c.r.IntN(3)]
+	if ok, err := c.expect(sql); !ok || err != nil {
+		return err
+	}
+	if delete(c.now(), leakListens); sql == "LISTEN leak" {
+		c.now()[leakListens] = "t"
+	}
+	return nil
 }
 
 // letGo gives up whatever keeps a connection.
@@ -357,7 +370,8 @@ func (c *leaker) letGo() error {
 		return err
 	}
 	delete(c.now(), "role")
-	c.locked, c.temp, c.listen, c.token, c.value = false, false, false, false, ""
+	delete(c.now(), leakListens)
+	c.locked, c.temp, c.token, c.value = false, false, false, ""
 	<-c.pins
 	return nil
 }
@@ -408,7 +422,7 @@ func (c *leaker) check() error {
 	if err != nil {
 		return err
 	}
-	want := []string{letter(c.temp), letter(c.locked), "0", letter(c.listen)}
+	want := []string{letter(c.temp), letter(c.locked), "0", letter(c.stack[0][leakListens] != "")}
 	for _, n := range names {
 		v, set := c.now()[n]
 		if !set {

@@ -21,6 +21,9 @@ func (s *Session) leave() {
 	}
 	s.waiting = false
 	s.pending.free()
+	if s.ears != nil {
+		s.ears.l.leave(s.ears)
+	}
 	sc := s.srv
 	busy := s.sending || s.finishing
 	kill := false
@@ -87,8 +90,8 @@ func (s *Session) over() {
 
 // stained reports whether the session may have left something on sc that others must not meet.
 func (s *Session) stained() bool {
-	return s.pins|s.cand != 0 || s.doubtful || len(s.dirty) > 0 || s.allReset || s.unmoor || s.unmooring ||
-		s.srv != nil && len(s.srv.changed) > 0 || s.active && s.env.cfg.Verify == VerifyAlways
+	return s.pins|s.cand != 0 || s.doubtful || len(s.dirty) > 0 || s.allReset || s.unmoor || s.holds&(holdFresh|holdAsked) != 0 ||
+		s.ears != nil && s.ears.dirty || s.srv != nil && len(s.srv.changed) > 0 || s.active && s.env.cfg.Verify == VerifyAlways
 }
 
 // wind takes the next step in cleaning up sc after the client of the session that holds it left: roll back, discard, give

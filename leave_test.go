@@ -29,10 +29,10 @@ func TestWhatAClientLeavesIsCleanedUp(t *testing.T) {
 		"in a query":          {func(c *client) { c.ask("hang") }, []string{"hang"}, 1, 1},
 		"in a query in a txn": {func(c *client) { c.ok("BEGIN"); c.ask("hang") }, []string{"BEGIN", "hang", "ROLLBACK"}, 1, 1},
 		"with a setting":      {func(c *client) { c.ok("SET a = 1") }, []string{"SET a = 1", asks}, 0, 1},
-		"pinned":              {func(c *client) { c.ok("LISTEN a") }, []string{"LISTEN a", resets, "DISCARD ALL"}, 0, 1},
+		"pinned":              {func(c *client) { c.ok("SELECT pg_advisory_lock(1)") }, []string{"SELECT pg_advisory_lock(1)", resets, "DISCARD ALL"}, 0, 1},
 		"pinned, in a transaction": {
-			func(c *client) { c.ok("LISTEN a", "BEGIN") },
-			[]string{"LISTEN a", "BEGIN", "ROLLBACK", resets, "DISCARD ALL"},
+			func(c *client) { c.ok("SELECT pg_advisory_lock(1)", "BEGIN") },
+			[]string{"SELECT pg_advisory_lock(1)", "BEGIN", "ROLLBACK", resets, "DISCARD ALL"},
 			0, 1,
 		},
 		"in the middle of a message": {

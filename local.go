@@ -58,6 +58,9 @@ func (s *Session) takeLossLocked() (goOn bool) {
 	l := s.lostErr
 	s.lostErr, s.held = nil, false
 	var out []byte
+	if l.done {
+		out = wire.AppendReady(nil, 'I')
+	}
 	status := byte('I')
 	if l.block {
 		status = 'E'

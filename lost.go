@@ -71,7 +71,9 @@ func (s *Session) unsureLocked(sc *server) Effects {
 
 // lossLocked says what the loss of sc means (architecture, invariant 6) and forgets what was owed.
 func (s *Session) lossLocked(sc *server) *lostErr {
-	l := &lostErr{body: s.body, skip: s.turn.Skipping() && s.turn.Ready() == 0}
+	l := &lostErr{body: s.body, skip: s.turn.Skipping() && s.turn.Ready() == 0, done: s.holds&holdTold != 0}
+	s.holds = 0
+	s.loseEars()
 	status, risk := s.turn.Status(), s.risk
 	l.ready, l.cut = s.turn.Abandon()
 	l.block = status != 'I'
@@ -89,12 +91,12 @@ func (s *Session) lossLocked(sc *server) *lostErr {
 		l.err = errLost
 	}
 	s.risk, s.portalRisk, s.mending = false, false, false
-	s.lexical, s.candUntold, s.discards, s.going, s.unmoor, s.unmooring = false, false, false, 0, false, false
+	s.lexical, s.candUntold, s.discards, s.going, s.unmoor = false, false, false, 0, false
 	s.strings = s.expected(sc, settingStrings) != "off"
 	s.opaque = hidesASCII(s.expected(sc, settingEncoding))
 	s.maybe, s.olderRisk, s.parsedHere = 0, false, false
 	s.cand, s.doubtful, s.mayUnpin, s.ends, s.failed, s.rolledBack, s.portals = 0, false, false, 0, false, false, nil
-	s.ops, s.sqlOps, s.refPortals, s.waitsForAll, s.holding, s.faked, s.prefix, s.instead = nil, nil, nil, false, false, false, nil, 0
+	s.ops, s.sqlOps, s.refPortals, s.faked, s.prefix, s.instead = nil, nil, nil, false, nil, 0
 	s.seq.heeds, s.seq.lost = 0, false
 	sc.own, sc.ask, s.refusals, s.cancelLater, s.asksLater = nil, nil, nil, false, false
 	return l

@@ -129,7 +129,7 @@ func TestAPinnedClientIsEndedWithItsServer(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := newRig(t, pgmoor.Config{MaxConnections: 2}, new(fake))
 				c, other := r.connect(t, "u"), r.connect(t, "u")
-				c.ok("LISTEN a")
+				c.ok("SELECT pg_advisory_lock(1)")
 				switch when {
 				case "busy":
 					c.ask("sleep 1h")
@@ -142,7 +142,7 @@ func TestAPinnedClientIsEndedWithItsServer(t *testing.T) {
 				require.Zero(t, got.status)
 				require.Equal(t, "57P01", got.code())
 				require.Equal(t, "FATAL", got.err.Severity)
-				require.Contains(t, got.err.Detail, "listen")
+				require.Contains(t, got.err.Detail, "advisory_lock")
 				other.ok("SELECT 1")
 				synctest.Wait()
 				require.Equal(t, 1, r.Stats().Clients)
@@ -216,7 +216,7 @@ func TestLossesOfARealServerAreSurvived(t *testing.T) {
 			idle, txn, pinned, busy := over(t, p), over(t, p), over(t, p), over(t, p)
 			idle.ok("SELECT 1")
 			txn.ok("BEGIN", "CREATE TABLE lost (i int)")
-			pinned.ok("LISTEN x")
+			pinned.ok("SELECT pg_advisory_lock(1)")
 			idle.ok("SET work_mem = '5MB'")
 			busy.ask("SELECT pg_sleep(100)")
 			require.Eventually(t, func() bool {

@@ -109,6 +109,10 @@ func (s *Session) mendedOrNot(sc *server) (failed bool) {
 		s.set = sc.set
 		return false
 	}
+	if s.ears != nil && s.ears.dirty { // what the connection listens to is not asked any more
+		sc.killed.Store(true)
+		s.hears()
+	}
 	s.dirty, s.allReset, s.cand, s.doubtful, sc.changed = nil, false, 0, false, sc.changed[:0]
 	return true
 }

@@ -38,6 +38,13 @@ type Stats struct {
 	// Config.MaxStatements) or for a name; StatementsHealed how often one that the server refused was prepared and run again, because
 	// the client had prepared it after the database had changed and the connection before.
 	StatementsPrepared, StatementsShared, StatementsEvicted, StatementsHealed int64
+	// Listeners counts the connections that listen for sessions, one for each database and user of which a session listens.
+	// They are not in Servers, and not limited by [Config.MaxConnections].
+	Listeners int
+	// ListenersLost counts how often one was lost: its sessions were told that notifications may be missing.
+	ListenersLost int64
+	// Notifications counts those that such connections have heard and clients were sent.
+	Notifications int64
 
 	Transactions   int64 // times that a server connection was given back by a client, by a pinned one when its pin had ended
 	ClientsTotal   int64 // clients that ever logged in
@@ -58,4 +65,6 @@ type counters struct {
 	stmtsPrepared, stmtsShared            atomic.Int64
 	stmtsHealed                           atomic.Int64
 	stmtsEvicted                          atomic.Int64
+	listeners, listenersLost              atomic.Int64
+	notifications                         atomic.Int64
 }

@@ -25,6 +25,9 @@ const (
 	ownVerify           // asks what the session has left behind
 	ownCleanUp          // makes the connection fresh again, after a pin has ended
 	ownDiscard          // keeps the session from meeting another's values of sequences
+	ownAttune           // makes it listen to all that the session does, in front of a message
+	ownChannels         // asks what it listens to, and ends that
+	ownListen           // makes it listen to all that the session does, for good
 )
 
 // own is a query of the proxy's own that is under way. The holding session's mu guards it.
@@ -167,6 +170,14 @@ func (sc *server) answeredOwn(s *Session) {
 		s.verified(sc, o)
 	case ownCleanUp:
 		sc.cleaned(s, o)
+	case ownAttune:
+		if s.ears != nil && o.err != nil {
+			s.ears.whole = false
+		}
+	case ownChannels:
+		s.channelsAnswered(o)
+	case ownListen:
+		s.listenedItself(o)
 	case ownSetUp, ownDiscard, ownNothing:
 	}
 }

@@ -34,7 +34,7 @@ func TestAProcessIDOfACancelKeyNamesItsSession(t *testing.T) {
 			"idle":             func(c *client) {},
 			"in a transaction": func(c *client) { c.ok("BEGIN") },
 			"in a query":       func(c *client) { c.ask("SELECT pg_sleep(1000)") },
-			"pinned":           func(c *client) { c.ok("LISTEN a") },
+			"pinned":           func(c *client) { c.ok("SELECT pg_advisory_lock(1)") },
 		} {
 			t.Run(way+"/"+state, func(t *testing.T) {
 				p := startProxy(t, trusting(pgtest.Shared(t, 18)))

@@ -61,7 +61,8 @@ func (e Effects) name() string {
 
 // carried are the effects that follow a session from one server connection to another: nobody is pinned for them unless a
 // policy says so.
-const carried = EffectSetting | EffectNamedStatement | EffectSQLPrepare | EffectSQLExecute | EffectCursor | EffectDiscard | EffectStatementTooLarge
+const carried = EffectSetting | EffectListen | EffectNamedStatement | EffectSQLPrepare | EffectSQLExecute | EffectCursor | EffectDiscard |
+	EffectStatementTooLarge
 
 // guarded are the effects of which a session meets only its own, without being pinned at first (sequences.go).
 const guarded = EffectSequence

@@ -43,7 +43,7 @@ func (s *Session) judge(in *sqlscan.Info, text []byte, size int, use textUse) (a
 	if size > strictTextSize {
 		e |= EffectStatementTooLarge
 	}
-	if in.Effects&noted == 0 && e == 0 {
+	if e == 0 && in.Effects&noted == 0 && (s.ears == nil || in.Effects&attuning == 0) {
 		return act{}, nil
 	}
 	if e == 0 {
@@ -61,7 +61,11 @@ func (s *Session) judge(in *sqlscan.Info, text []byte, size int, use textUse) (a
 	if d.reason != "" {
 		d.pins |= EffectPolicy
 	}
-	if d.pins&^s.pins != 0 {
+	listens := in.Effects&sqlscan.Listen != 0 && dec.Share&EffectListen == 0
+	if listens && !s.carries(act{info: in, deed: d}) {
+		d.pins |= EffectListen
+	}
+	if d.pins&^s.pins != 0 || listens { // whose pin may turn out later to be necessary
 		d.digest = st.Digest()
 	}
 	return act{info: in, deed: d}, nil
@@ -83,6 +87,7 @@ func (s *Session) do(a act) {
 		s.undertake(a)
 	}
 	s.doSettings(a)
+	s.listens(a)
 	if in.Effects&sqlscan.Release != 0 {
 		s.mayUnpin = true
 	}
@@ -219,6 +224,9 @@ func boundText(msg []byte, n int) ([]byte, bool) {
 
 // settle turns what was done since the last boundary into pins. It is called when a transaction is over, with nothing owed.
 func (s *Session) settle(sc *server) {
+	if s.ears != nil {
+		s.ears.follow(s.undone())
+	}
 	if s.undone() && s.pins == 0 && !s.asksAgain { // what was touched is as it was
 		s.dirty, s.allReset = nil, false
 	}
@@ -355,7 +363,7 @@ func (s *Session) drop(e Effects) {
 var advice = [numEffects]string{
 	"the policy pins for settings: use SET LOCAL, or ALTER ROLE … SET",
 	"name settings in set_config with a literal or a bound parameter",
-	"use a connection of its own for LISTEN, and UNLISTEN when done",
+	"name channels in plain LISTEN statements, not in functions; UNLISTEN when done",
 	"create temporary tables with ON COMMIT DROP inside a transaction, or drop them when done",
 	"declare cursors WITHOUT HOLD inside a transaction, or close them when done",
 	"use pg_advisory_xact_lock, or unlock when done",

@@ -109,9 +109,9 @@ func TestAPolicyPinsForItsOwnReasonAndEndsThat(t *testing.T) {
 		pinnedBy(t, p)
 		require.Equal(t, map[string]int64{"batch run": 2}, p.Stats().PinsTotal)
 		require.EqualValues(t, 2, p.Stats().Unpins)
-		c.ok("SET app.batch TO 'x'", "LISTEN a", "RESET app.batch") // one reason ends, one stays
+		c.ok("SET app.batch TO 'x'", "SELECT pg_advisory_lock(1)", "RESET app.batch") // one reason ends, one stays
 		require.NotEmpty(t, p.Stats().PinnedBy)
-		c.ok("UNLISTEN a")
+		c.ok("SELECT pg_advisory_unlock(1)")
 		pinnedBy(t, p)
 	})
 }
@@ -121,9 +121,9 @@ func TestAPolicyPinsForEver(t *testing.T) {
 		c := over(t, p)
 		c.ok("SET work_mem = '5MB'") // carried all the same
 		pinnedBy(t, p)
-		c.ok("LISTEN a")
-		pinnedBy(t, p, "listen")
-		c.ok("UNLISTEN a", "DISCARD ALL", "SELECT 1")
+		c.ok("SELECT pg_advisory_lock(1)")
+		pinnedBy(t, p, "advisory_lock")
+		c.ok("SELECT pg_advisory_unlock(1)", "DISCARD ALL", "SELECT 1")
 		require.Never(t, func() bool { return p.Stats().Pinned == 0 }, 1500*time.Millisecond, 50*time.Millisecond)
 		require.NoError(t, c.conn.Close())
 		pinnedBy(t, p)
@@ -243,8 +243,8 @@ func TestADigestHoldsNoLiteral(t *testing.T) {
 		"SET app.password = 's3cr3t'", "SELECT set_config('app.s3cr3t', 's3cr3t', false)",
 		"SELECT set_config('app.x', E's3cr3t\\'s3cr3t', false)", "SELECT set_config('app.x', $$s3cr3t$$, false)",
 		"SELECT set_config('app.x', $tag$s3cr3t$tag$, false)", "SELECT set_config('app.x', U&'s3cr3t', false)",
-		"LISTEN a /* s3cr3t */ -- s3cr3t", "PREPARE a AS SELECT 's3cr3t' 's3cr3t'", "SELECT setseed(0.5), 'it''s3cr3t'",
-		"SELECT pg_advisory_lock(1), 's3cr3t', 's3cr3t", "SET a.b = 's3cr3t'; LISTEN b", "SELECT N's3cr3t', B'1', X'ff', lastval()",
+		"LISTEN ä /* s3cr3t */ -- s3cr3t", "PREPARE a AS SELECT 's3cr3t' 's3cr3t'", "SELECT setseed(0.5), 'it''s3cr3t'",
+		"SELECT pg_advisory_lock(1), 's3cr3t', 's3cr3t", "SET a.b = 's3cr3t'; LISTEN \"ä\"; LISTEN ä", "SELECT N's3cr3t', B'1', X'ff', lastval()",
 		"LISTEN a; SET app.x = 's3cr3t" + large + "s3cr3t'", "LOAD 's3cr3t'", "CREATE TEMP TABLE a AS SELECT 's3cr3t\\' AS x, 's3cr3t'",
 	} {
 		t.Run(sql[:min(len(sql), 60)], func(t *testing.T) {

@@ -63,6 +63,7 @@ type pool struct {
 	askedAt time.Time // when pinned sessions were last asked about because others wait
 	asksAt  time.Time // when they are to be
 	refs    int       // sessions
+	ear     *listener // nil: nobody has listened yet
 	lent    int64
 	closed  bool
 }
@@ -467,9 +468,13 @@ func (p *pool) close() {
 		p.forgetLocked(p.first)
 	}
 	p.tellLoginsLocked(ErrProxyClosed)
+	ear := p.ear
 	p.mu.Unlock()
 	for _, s := range refused {
 		s.waitFailed(asError(ErrProxyClosed))
+	}
+	if ear != nil {
+		ear.close()
 	}
 	for _, sc := range all {
 		sc.kill()

@@ -43,7 +43,7 @@ func TestHintsOfBorrowTimeoutsCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, pgmoor.Config{MaxConnections: 2, BorrowTimeout: 7 * time.Second, Verify: pgmoor.VerifyNever}, new(fake))
 		pinned, holder, first, second := r.connect(t, "u"), r.connect(t, "u"), r.connect(t, "u"), r.connect(t, "u")
-		pinned.ok("LISTEN a")
+		pinned.ok("SELECT pg_advisory_lock(1)")
 		holder.ok("BEGIN")
 		first.ask("SELECT 1")
 		time.Sleep(2 * time.Second)
@@ -52,7 +52,7 @@ func TestHintsOfBorrowTimeoutsCount(t *testing.T) {
 		st := r.Stats()
 		require.Equal(t, 2, st.Waiting)
 		require.Equal(t, 2*time.Second, st.OldestWait)
-		require.Equal(t, map[string]int{"listen": 1}, st.PinnedBy)
+		require.Equal(t, map[string]int{"advisory_lock": 1}, st.PinnedBy)
 		require.Equal(t, "Waited for 7s; others waiting: 1. All 2 of 2 server connections are in use, kept by pinned sessions: 1, see docs/pinning.md.",
 			first.reply().err.Hint)
 		require.Equal(t, "Waited for 7s; others waiting: 0. All 2 of 2 server connections are in use, kept by pinned sessions: 1, see docs/pinning.md.",
@@ -180,12 +180,12 @@ func TestWaitersAreServedWhenAPinnedClientLeaves(t *testing.T) {
 		var sent []string
 		r := newRig(t, pgmoor.Config{MaxConnections: 1, Verify: pgmoor.VerifyNever}, &fake{sent: func(_ uint32, sql string) { sent = append(sent, sql) }})
 		pinned, waiter := r.connect(t, "u"), r.connect(t, "u")
-		pinned.ok("LISTEN a")
+		pinned.ok("SELECT pg_advisory_lock(1)")
 		waiter.ask("SELECT 1")
 		synctest.Wait()
 		pinned.send(&pgproto3.Terminate{})
 		require.Equal(t, []string{"SELECT 1"}, waiter.reply().tags)
-		require.Equal(t, []string{"LISTEN a", "RESET SESSION AUTHORIZATION;RESET ROLE", "DISCARD ALL", "SELECT 1"}, sent)
+		require.Equal(t, []string{"SELECT pg_advisory_lock(1)", "RESET SESSION AUTHORIZATION;RESET ROLE", "DISCARD ALL", "SELECT 1"}, sent)
 		require.Zero(t, r.Stats().Pinned)
 	})
 }

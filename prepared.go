@@ -94,14 +94,6 @@ func (s *Session) findStatement(name []byte) (st stmts.Statement, a act, known b
 	return st, s.acts[string(name)], known
 }
 
-// mustWait reports whether what was sent before decides what a message about a named statement means.
-func (s *Session) mustWait() bool {
-	if s.waitsForAll && (len(s.ops) > 0 || s.turn.Ready() > 0) {
-		return true
-	}
-	return len(s.ops) > 0 && s.ops[0].batch != s.batch || len(s.sqlOps) > 0
-}
-
 // named sees to it that a Bind, Describe or Close of a named statement means on the session's server connection what it
 // means to the session.
 func (s *Session) named(msg, name []byte, at int, first bool) stop {
@@ -185,8 +177,8 @@ func (s *Session) compare(name []byte, p *stmts.Prepared) stop {
 		p = s.prepareFor(name, p.St)
 	}
 	s.check(p)
-	s.compared, s.waitsForAll = p, true
-	return stopHold
+	s.compared = p
+	return s.hold(holdAll)
 }
 
 // rename exchanges the name that begins at at in msg.
@@ -348,47 +340,6 @@ func (s *Session) parseNamed(msg, name []byte, l int, first bool) stop {
 	return s.parseShared(msg, name, tail, a, first)
 }
 
-// goOnIfKnown lets the message go on that waited for what the server answers.
-func (s *Session) goOnIfKnown() {
-	if s.mustWait() && !s.turn.Skipping() {
-		return
-	}
-	s.holding, s.waitsForAll, s.held = false, false, true
-	s.interrupt()
-}
-
-// heldBack appends what is sent while the next message waits for the answers.
-func (s *Session) heldBack(out []byte) []byte {
-	if len(s.prefix) > 0 { // of a batch that the message belongs to
-		s.turn.Begin()
-	}
-	out = append(append(out, s.prefix...), flush...)
-	s.prefix = nil
-	return out
-}
-
-var flush = []byte{wire.Flush, 0, 0, 0, 4}
-
-// flushHeld makes the server answer what it has been sent of a batch, since the next message waits for that.
-func (s *Session) flushHeld(sc *server) {
-	s.mu.Lock()
-	if s.srv != sc || !s.holding || !s.turn.Open() && len(s.prefix) == 0 || s.sending {
-		s.mu.Unlock()
-		return
-	}
-	out := s.heldBack(nil)
-	s.sending = true
-	s.mu.Unlock()
-	if !s.transmit(sc, nil, out) {
-		s.mu.Lock()
-		s.resume = true
-		s.mu.Unlock()
-		s.interrupt()
-		return
-	}
-	s.sent(sc)
-}
-
 // parsePrivate lets the server have a statement that cannot be prepared elsewhere: the session keeps the connection as long
 // as it has it.
 func (s *Session) parsePrivate(msg, key []byte, a act, big, first bool) stop {
@@ -429,8 +380,7 @@ func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 	key := string(stmts.Cut(name))
 	switch {
 	case p != nil && s.turn.Ready() > 0: // whether it is in a failed transaction is not known yet
-		s.waitsForAll = true
-		return stopHold
+		return s.hold(holdAll)
 	case (p != nil || sc.prepared.Find(st) != nil) && !first:
 		return stopPrime
 	case p != nil && !inFailed && s.mayHeal():

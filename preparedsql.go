@@ -77,16 +77,13 @@ var emptyStatement = stmts.Intern([]byte{0, 0, 0}, "")
 // bySQL sees to it that the prepared statements which a text uses by SQL are on the server connection under their own names,
 // and no others of those names. runs says that what the text makes and drops is to be followed, too.
 func (s *Session) bySQL(in *sqlscan.Info, runs, first bool) stop {
-	if in == nil || len(in.Refs) == 0 && in.Effects&sqlscan.PrepView == 0 {
+	if !isBySQL(in) {
 		return stopNot
 	}
-	switch {
-	case s.mustWait():
-		return stopHold
-	case s.turn.Ready() > 0, in.Effects&sqlscan.PrepView != 0 && len(s.ops) > 0:
-		s.waitsForAll = true
-		return stopHold
-	case !first:
+	if why := s.waitsForSQL(in); why != stopNot {
+		return why
+	}
+	if !first {
 		return stopPrime
 	}
 	was := len(s.prefix)
@@ -101,6 +98,39 @@ func (s *Session) bySQL(in *sqlscan.Info, runs, first bool) stop {
 		s.turn.InjectSync()
 	}
 	return stopNot
+}
+
+// isBySQL reports whether a text uses prepared statements, or looks at them.
+func isBySQL(in *sqlscan.Info) bool {
+	return in != nil && (len(in.Refs) > 0 || in.Effects&sqlscan.PrepView != 0)
+}
+
+// waitsForSQL makes a message wait whose text uses prepared statements by SQL, until it is known what they are.
+func (s *Session) waitsForSQL(in *sqlscan.Info) stop {
+	switch {
+	case !isBySQL(in):
+	case s.mustWait():
+		return s.hold(holdBatch)
+	case s.turn.Ready() > 0, in.Effects&sqlscan.PrepView != 0 && len(s.ops) > 0:
+		return s.hold(holdAll)
+	}
+	return stopNot
+}
+
+// executed returns what the statements do that a text executes by name, as far as that is of interest.
+func (s *Session) executed(in *sqlscan.Info) (acts []act) {
+	if in == nil {
+		return nil
+	}
+	for _, r := range in.Refs {
+		if r.Kind != sqlscan.RefExecute {
+			continue
+		}
+		if _, a, known := s.findStatement([]byte(r.Name)); known && a.info != nil {
+			acts = append(acts, a)
+		}
+	}
+	return acts
 }
 
 // refer makes a statement that is named by SQL what it is to the session.

@@ -133,7 +133,9 @@ func (p *Proxy) Stats() Stats {
 		ClientsTotal: c.clients.Load(), ServersOpened: c.servers.Load(), ServersClosed: c.serversClosed.Load(),
 		BorrowTimeouts: c.borrowTimeouts.Load(), Cancels: c.cancels.Load(), LoginFailures: c.loginFailures.Load(),
 		OpenFailures: c.openFailures.Load(), SettingsMoved: c.setUps.Load(), Verifications: c.verifications.Load(),
-		StatementsPrepared: c.stmtsPrepared.Load(), StatementsShared: c.stmtsShared.Load(), StatementsEvicted: c.stmtsEvicted.Load(), StatementsHealed: c.stmtsHealed.Load(),
+		StatementsPrepared: c.stmtsPrepared.Load(), StatementsShared: c.stmtsShared.Load(), StatementsEvicted: c.stmtsEvicted.Load(),
+		StatementsHealed: c.stmtsHealed.Load(),
+		Listeners:        int(c.listeners.Load()), ListenersLost: c.listenersLost.Load(), Notifications: c.notifications.Load(),
 		PinnedBy: map[string]int{}, PinsTotal: map[string]int64{},
 	}
 	p.env.stats(&st)

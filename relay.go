@@ -49,7 +49,7 @@ func (s *Session) step(b []byte, done int) (int, link.Next) {
 		return s.keepLocked(b, done)
 	case s.mending: // before the next: nothing may become pending
 		return s.holdBackLocked(b, done)
-	case s.waiting || s.sending || s.finishing || s.unmooring || s.holding || !s.pending.empty():
+	case s.waiting || s.sending || s.finishing || s.holds != 0 || !s.pending.empty():
 		return s.keepLocked(b, done)
 	case s.srv != nil:
 		return s.directLocked(b, done)
@@ -66,7 +66,6 @@ func (s *Session) directLocked(b []byte, done int) (int, link.Next) {
 	n, stop := s.feed(b)
 	if n == 0 {
 		if stop == stopHold {
-			s.holding = true
 			n, next := s.keepLocked(b, done)
 			s.flushHeld(sc)
 			return n, next
@@ -80,6 +79,7 @@ func (s *Session) directLocked(b []byte, done int) (int, link.Next) {
 		rest, k, _ := s.feedRest(append(append([]byte(nil), prefix...), out...), b[n:])
 		prefix, out, n = nil, rest, n+k
 	}
+	s.holds = 0 // what is behind is looked at again
 	if sc.foreign && s.seq.heeds != 0 {
 		prefix = append(s.shield(sc), prefix...)
 	}
@@ -135,6 +135,7 @@ func (s *Session) sent(sc *server) {
 		return
 	}
 	s.sending = false
+	s.tellNow()
 	if s.asksLater && !s.gone && s.body == 0 {
 		s.asksLater = false
 		if sc.ask != nil {
@@ -160,7 +161,7 @@ func (s *Session) sent(sc *server) {
 		s.finishing = true // or the session's goroutine might send something before the connection is given back
 		s.mu.Unlock()
 		sc.endTurn(s)
-	case !s.pending.empty() && !s.unmooring && !s.holding && !s.finishing: // else it goes on from endTurn
+	case s.sendableLocked(): // else it goes on from endTurn
 		s.pushLocked(sc, false)
 	case s.held || s.closing != nil:
 		s.held = false
@@ -400,9 +401,8 @@ func (s *Session) pushLocked(sc *server, own bool) bool {
 	if stop == stopHold {
 		rest := c
 		rest.off, rest.size = c.off+fed, c.size-fed
-		s.pending, s.holding = rest, true
-		c = chunk{}
-		if s.turn.Open() || len(s.prefix) > 0 {
+		s.pending, c = rest, chunk{}
+		if s.wantsFlush() {
 			out = s.heldBack(out)
 		}
 	}
@@ -498,9 +498,9 @@ func (sc *server) endTurn(s *Session) {
 		return
 	}
 	s.dropLocked(sc)
-	again := !s.pending.empty() && !s.gone
+	again := !s.pending.empty() && !s.gone && s.holds == 0
 	s.waiting = again
-	wake := s.held && !again || s.closing != nil
+	wake := s.held && !again || s.closing != nil || s.told()
 	s.held = s.held && again
 	s.mu.Unlock()
 	if wake {
@@ -530,5 +530,8 @@ func (s *Session) dropLocked(sc *server) {
 
 // releasableLocked reports whether the session may go on with another server connection.
 func (s *Session) releasableLocked() bool {
+	if s.holds&(holdTold|holdAsked) != 0 || s.ears != nil && s.ears.dirty {
+		return false
+	}
 	return s.pins == 0 && s.cand == 0 && len(s.dirty) == 0 && !s.allReset && !s.unmoor && s.body == 0 && s.turn.Releasable()
 }

@@ -42,6 +42,7 @@ const (
 	winding                 // the client is gone and nothing is owed
 	lost                    // the server ended the session
 	asks                    // a query of the proxy's own is sent
+	tells                   // a ReadyForQuery is withheld, see tell
 )
 
 // relay passes on what the server said to the session that holds it.
@@ -69,6 +70,10 @@ func (sc *server) relay(s *Session, b []byte) (int, link.Next) {
 			return n, link.Leave
 		}
 	}
+	if what == tells {
+		sc.whose, sc.what = s, what
+		return n, link.Leave
+	}
 	return n, sc.follow(s, what, more)
 }
 
@@ -82,6 +87,8 @@ func (sc *server) follow(s *Session, what outcome, more bool) link.Next {
 	case asks:
 		s.written()
 		sc.sendAsked(s)
+	case tells:
+		sc.tell(s)
 	case copyGone:
 		s.mu.Lock()
 		sc.windUp(s, s.fixLocked())
@@ -190,12 +197,15 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 		if (arg == 'D' || arg == 'P') && !private && !s.turn.Ours() {
 			s.completedSQL(sc, bytes.TrimSuffix(msg[wire.HeaderLen:], []byte{0}))
 		}
-		if (s.cand|s.pins != 0 || len(s.dirty) > 0) && !private {
+		if (s.cand|s.pins != 0 || len(s.dirty) > 0 || s.ears != nil) && !private {
 			s.completed(string(bytes.TrimSuffix(msg[wire.HeaderLen:], []byte{0})))
 		}
 	case wire.ParameterStatus:
 		sc.noteStatus(s, msg, private)
 	case wire.NotificationResponse:
+		if s.ears != nil && !s.deafened() { // the listener hears it too
+			return turn.Swallow, goOn
+		}
 		s.env.namePid(msg)
 	case wire.ParameterDescription, wire.RowDescription, wire.NoData:
 		if len(s.ops) > 0 && (s.ops[0].kind == opDescribe || s.ops[0].kind == opCheck) {
@@ -212,7 +222,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	if len(s.ops) > 0 {
 		s.answeredNamed(sc)
 	}
-	if s.holding && msg[0] != wire.ReadyForQuery {
+	if s.holds&holdsAnswers != 0 && msg[0] != wire.ReadyForQuery {
 		s.goOnIfKnown()
 	}
 	if msg[0] == wire.ErrorResponse && !private && v == turn.Forward {
@@ -229,7 +239,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	switch {
 	case msg[0] == wire.ReadyForQuery && v == turn.Swallow && !private: // between a Parse of the proxy's and the client's batch
 	case msg[0] == wire.ReadyForQuery:
-		return v, sc.noteReady(s, private)
+		return sc.noteReady(s, v, private)
 	case msg[0] == wire.ErrorResponse && s.turn.TakeUnprimed():
 		s.primed = false
 	case msg[0] == wire.CopyInResponse && s.gone && !s.sending:
@@ -256,32 +266,34 @@ func (sc *server) noteFatal(s *Session, body []byte) bool {
 	return false
 }
 
-// noteReady decides at a ReadyForQuery whether the turn is over.
-func (sc *server) noteReady(s *Session, private bool) outcome {
+// noteReady decides at a ReadyForQuery whether it is passed on, and whether the turn is over. v is what the turn says of it.
+func (sc *server) noteReady(s *Session, v turn.Verdict, private bool) (turn.Verdict, outcome) {
 	if s.cancelLater && private {
 		sc.cancelNow(s)
 	}
 	if len(s.sqlOps) > 0 && !private {
 		s.endedSQL()
 	}
-	if s.holding {
+	if s.holds&holdsAnswers != 0 {
 		s.goOnIfKnown()
 	}
 	switch {
+	case s.withhold(private):
+		return turn.Swallow, tells
 	case s.turn.Quiet():
 		s.active = s.active || !private
-		return sc.atRest(s)
+		return v, sc.atRest(s)
 	case private:
 	case s.turn.Ready() == 0:
 		if s.turn.Status() == 'I' {
 			s.ends += 2
 		}
 		s.writing = true
-		return boundary
+		return v, boundary
 	case s.turn.Status() == 'I': // what was run before this and what was run behind it can no longer be told apart
 		s.ends += 2
 	}
-	return goOn
+	return v, goOn
 }
 
 // atRest decides what follows when nothing is owed.
@@ -313,6 +325,7 @@ func (sc *server) atRest(s *Session) outcome {
 			s.pin(EffectUnnamedStatement)
 		}
 		s.settle(sc)
+		s.listensItself()
 		switch k := s.question(); {
 		case k == ownNothing:
 		case s.sending || s.body > 0: // whoever sends asks when it is done
@@ -385,7 +398,14 @@ func (s *Session) tell(sc *server, dst, msg []byte) (n int, told bool) {
 func (s *Session) written() {
 	s.mu.Lock()
 	s.writing = false
-	wake := s.held && !s.sending || s.closing != nil
+	if s.srv != nil && s.sendableLocked() {
+		s.pushLocked(s.srv, false)
+		return
+	}
+	if s.srv != nil && s.hearsNow() {
+		s.srv.link.Interrupt() // and on to notify
+	}
+	wake := s.held && !s.sending || s.closing != nil || s.srv == nil && s.told()
 	if wake {
 		s.held = false
 	}

@@ -3,6 +3,7 @@ package pgmoor
 import (
 	"log/slog"
 	"math/bits"
+	"slices"
 
 	"github.com/pgmoor/pgmoor/internal/sqlscan"
 	"github.com/pgmoor/pgmoor/internal/turn"
@@ -156,7 +157,11 @@ func (s *Session) shield(sc *server) []byte {
 		}
 		q.lost = q.lost || q.clear == clearInBlock
 	}
-	sc.own = append(sc.own, &own{kind: ownDiscard})
+	at := len(sc.own)
+	if at > 0 && sc.own[at-1].kind == ownAttune { // it stands in front of the message itself
+		at--
+	}
+	sc.own = slices.Insert(sc.own, at, &own{kind: ownDiscard})
 	sc.foreign = false
 	if !s.primed {
 		sc.unnamed = 0

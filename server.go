@@ -154,6 +154,8 @@ func (sc *server) serve() {
 			sc.link.ClearInterrupt()
 			if sc.killed.Load() || sc.winding() {
 				sc.gone = err
+			} else {
+				sc.notify()
 			}
 		default:
 			sc.gone = err
@@ -174,7 +176,9 @@ func (sc *server) flush() {
 	if s == nil {
 		return
 	}
-	_, _ = s.link.Write(sc.rest) // a client that is gone is its own goroutine's business
+	if len(sc.rest) > 0 {
+		_, _ = s.link.Write(sc.rest) // a client that is gone is its own goroutine's business
+	}
 	what := sc.what
 	sc.rest, sc.whose, sc.what = nil, nil, goOn
 	sc.follow(s, what, false)

@@ -78,7 +78,8 @@ type Session struct {
 	endWith   *Error   // what the client is told then, unless by the server
 	waitErr   *Error   // why waiting was in vain
 	lostErr   *lostErr // the server connection was lost
-	pending   chunk    // whole messages that wait for a server connection
+	pending   chunk    // whole messages that wait for a server connection, or as holds says
+	holds     holds    // what the next message, in pending or with the link, waits for besides
 
 	body       int      // bytes of a large message still to come from the client
 	big        *bigText // of a large Query or Parse, until its text is complete
@@ -97,22 +98,20 @@ type Session struct {
 	risk       bool // something that may commit is under way
 	strings    bool // standard_conforming_strings
 
-	names       stmts.Names              // the session's named statements, as the server has confirmed them
-	acts        map[string]act           // what those of interest may do
-	ops         []stmtOp                 // Parses and Closes of named statements under way
-	refPortals  map[string]*sqlscan.Info // portals bound since the last boundary that prepare or drop statements by SQL
-	closed      []stmts.Statement        // that the session closed lately
-	sqlOps      []sqlOp                  // the same, by SQL
-	batch       uint32                   // counts what ends in a ReadyForQuery
-	ownErr      []byte                   // of a message of the proxy's own about a statement that the client's is about: what that is to be told
-	headLen     int                      // bytes at the end of prefix that stand for the beginning of the message at hand
-	described   bool                     // the Describe at hand is one whose answer counts
-	shape       uint64                   // what a Describe of a statement was answered so far
-	faked       bool                     // something else is sent in the place of the Parse at hand
-	waitsForAll bool                     // it waits until nothing is under way with named statements
-	holding     bool                     // the next message, in pending or with the link, waits for the end of what is owed
-	under       string                   // readUnder, as long as set is underOf
-	underOf     settings
+	names      stmts.Names              // the session's named statements, as the server has confirmed them
+	acts       map[string]act           // what those of interest may do
+	ops        []stmtOp                 // Parses and Closes of named statements under way
+	refPortals map[string]*sqlscan.Info // portals bound since the last boundary that prepare or drop statements by SQL
+	closed     []stmts.Statement        // that the session closed lately
+	sqlOps     []sqlOp                  // the same, by SQL
+	batch      uint32                   // counts what ends in a ReadyForQuery
+	ownErr     []byte                   // of a message of the proxy's own about a statement that the client's is about: what that is to be told
+	headLen    int                      // bytes at the end of prefix that stand for the beginning of the message at hand
+	described  bool                     // the Describe at hand is one whose answer counts
+	shape      uint64                   // what a Describe of a statement was answered so far
+	faked      bool                     // something else is sent in the place of the Parse at hand
+	under      string                   // readUnder, as long as set is underOf
+	underOf    settings
 
 	set         settings         // what the session has set, as far as it is known
 	unmade      settings         // what a server has refused to set
@@ -156,10 +155,12 @@ type Session struct {
 	begins      bool            // the message that is looked at begins a batch
 	keeps       bool            // what is sent of a batch is also kept, in srv.kept
 	asksLater   bool            // a question to the server waits until what is being sent was sent
-	unmooring   bool            // which is under way: the client's messages wait
 	cancelLater bool            // a cancel request waits for the end of a query of the proxy's own
 
 	seq sequences
+
+	ears         *ears // what it listens to; nil: nothing
+	namedListens bool  // a named statement of one connection only may change what the session listens to
 
 	pidNames map[string]*pidStatement // statements about processes
 	refusal  *Error                   // the policy's, of the message that is being looked at
@@ -190,6 +191,7 @@ type lostErr struct {
 	cut   bool // a batch without its Sync is cut off: an error is owed, and everything up to Sync is to be ignored
 	skip  bool // the error was told before: everything up to Sync is to be ignored
 	block bool // a transaction block was open
+	done  bool // a transaction was committed, and its ReadyForQuery is owed
 	body  int  // bytes of a large message still to come
 }
 
@@ -364,7 +366,7 @@ func (s *Session) left() (goOn bool) {
 	case leaveReply, leaveFatal:
 		_, err := s.link.Write(s.reply)
 		s.reply = nil
-		return err == nil && s.why == leaveReply
+		return err == nil && s.why == leaveReply && s.interrupted()
 	case leaveHeld:
 		<-s.kick
 		return s.interrupted()
@@ -403,15 +405,15 @@ func (s *Session) interrupted() (goOn bool) {
 			goOn = s.refuseLocked(err)
 		case s.lostErr != nil:
 			goOn = s.takeLossLocked()
-		case !s.pending.empty() && s.srv != nil && !s.waiting && !s.sending && !s.finishing && !s.unmooring && !s.holding:
+		case s.sendableLocked():
 			s.held = false
-			if !s.pushLocked(s.srv, true) {
-				s.sendUnsent()
-			}
+			s.proceedLocked()
 		case s.resume:
 			s.resume = false
 			s.mu.Unlock()
 			s.sendUnsent()
+		case s.srv == nil && !s.local.active && s.hearsNow():
+			goOn = s.notifyLocked()
 		default:
 			s.held = false
 			s.mu.Unlock()
@@ -423,7 +425,7 @@ func (s *Session) interrupted() (goOn bool) {
 
 // idleLocked reports whether the session is at a boundary.
 func (s *Session) idleLocked() bool {
-	return !s.waiting && !s.finishing && !s.writing && !s.sending && (s.srv == nil || s.pins != 0 && s.turn.Quiet() && s.turn.Status() == 'I')
+	return !s.waiting && !s.finishing && !s.writing && !s.sending && s.holds == 0 && (s.srv == nil || s.pins != 0 && s.turn.Quiet() && s.turn.Status() == 'I')
 }
 
 // endLocked unlocks, says goodbye if nobody else is writing to the client, and reports false: the session is over.

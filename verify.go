@@ -14,7 +14,12 @@ import (
 // question decides what has to be asked before the session's next step. The caller holds mu; nothing is owed.
 func (s *Session) question() ownKind {
 	switch {
+	case s.turn.Lost(): // its answer could not be told from others
 	case s.turn.Unnamed() == turn.UnnamedOlder: // a question would drop it
+	case s.ears != nil && s.pins&EffectListen != 0 && len(s.ears.names) > 0:
+		return ownListen
+	case s.ears != nil && s.pins&EffectListen == 0 && s.ears.dirty:
+		return ownChannels
 	case s.wantsVerification():
 		return ownVerify
 	case len(s.dirty) > 0 && (s.pins == 0 || s.dirty[settingPin] != 0):
@@ -32,6 +37,11 @@ func (s *Session) inquire(sc *server, k ownKind) outcome {
 		return s.cleanUp(sc)
 	case ownVerify:
 		return s.verify(sc)
+	case ownChannels:
+		return s.askWhat(sc)
+	case ownListen:
+		s.holds |= holdAsked
+		return s.askLocked(sc, &own{kind: ownListen}, listenTo(s.ears.names))
 	default:
 		return s.readBackLocked(sc)
 	}
@@ -151,7 +161,7 @@ func (s *Session) verified(sc *server, o *own) {
 	s.drop(s.pins & (verifiable&^found | s.going))
 	s.going = 0
 	if s.pins == 0 {
-		s.sticky, s.renews = nil, false
+		s.sticky, s.renews, s.namedListens = nil, false, false
 	}
 }
 
@@ -167,7 +177,8 @@ func (s *Session) forgetDefaults(m map[string]string, dirty map[string]touch) {
 // cleanUp makes the connection fresh again, now that nothing on it is the session's. The session's messages wait meanwhile, so
 // that none of them runs without the session's settings. The caller holds mu.
 func (s *Session) cleanUp(sc *server) outcome {
-	s.unmoor, s.unmooring = false, true
+	s.unmoor = false
+	s.holds |= holdFresh
 	return s.askLocked(sc, &own{kind: ownCleanUp}, resetRole, discardAll)
 }
 
@@ -185,7 +196,9 @@ func (sc *server) cleaned(s *Session, o *own) {
 	sc.set, sc.foreign = settings{}, false
 	s.deallocated(sc, false)
 	s.dropPrivate()
-	s.unmooring = len(sc.own) > 0
+	if len(sc.own) == 0 {
+		s.holds &^= holdFresh
+	}
 }
 
 // reconsiderAfter is reconsider for a session that was not asked about for so long; a negative d is for ever.
@@ -202,7 +215,7 @@ func (s *Session) reconsiderAfter(d time.Duration) {
 func (s *Session) reconsider() {
 	s.mu.Lock()
 	sc := s.srv
-	rests := sc != nil && s.mayEnd() && s.active && !s.gone && !s.sending && !s.finishing && !s.writing && !s.unmooring &&
+	rests := sc != nil && s.mayEnd() && s.active && !s.gone && !s.sending && !s.finishing && !s.writing && s.holds == 0 &&
 		s.body == 0 && s.turn.Quiet() && s.turn.Status() == 'I' && s.turn.Unnamed() != turn.UnnamedOlder
 	if !rests {
 		s.mu.Unlock()

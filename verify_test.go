@@ -133,7 +133,7 @@ func TestVerifyListedLooksAtWhatIsListed(t *testing.T) {
 
 func TestWithoutVerificationPinsEndByDiscardOnly(t *testing.T) {
 	for reason, do := range map[string]struct{ begin, end string }{
-		"listen":            {"LISTEN a", "UNLISTEN *"},
+		"listen":            {"LISTEN ä", "UNLISTEN *"},
 		"temp_object":       {"CREATE TEMP TABLE hidden (i int)", "DROP TABLE hidden"},
 		"advisory_lock":     {"SELECT pg_try_advisory_lock(507)", "SELECT pg_advisory_unlock_all()"},
 		"holdable_cursor":   {"DECLARE hidden CURSOR WITH HOLD FOR SELECT 1", "CLOSE ALL"},
@@ -163,11 +163,11 @@ func TestWhatIsDoneBehindADiscardStillPins(t *testing.T) {
 	}{
 		"an untracked setting": {[]string{"DISCARD ALL", "SELECT set_config('app.' || 'x', '1', false)"}, "untracked_setting"},
 		"a request":            {[]string{"DISCARD ALL", "SET pgmoor.pin = on"}, "requested"},
-		"a channel":            {[]string{"DISCARD ALL", "LISTEN a"}, "listen"},
+		"a channel":            {[]string{"DISCARD ALL", strings.Repeat("LISTEN a;", 65)}, "listen"},
 		"a temporary table":    {[]string{"DISCARD TEMP", "CREATE TEMP TABLE a (i int)"}, "temp_object"},
 		"a lock":               {[]string{"DISCARD ALL", "SELECT pg_advisory_lock(510)"}, "advisory_lock"},
 	} {
-		for _, before := range []string{"SELECT 1", "LISTEN b"} {
+		for _, before := range []string{"SELECT 1", "SELECT pg_advisory_lock(1)"} {
 			t.Run(name+"/"+before, func(t *testing.T) {
 				cluster := pgtest.Shared(t, 18)
 				cfg := trusting(cluster)
@@ -204,8 +204,8 @@ func TestPinsEndAtAnInterval(t *testing.T) {
 		"by default":       {0, "", []time.Duration{3 * time.Second}, true},
 		"after a while":    {10 * time.Second, "", []time.Duration{12 * time.Second}, true},
 		"but not for ever": {-1, "", nil, false},
-		"if it may":        {10 * time.Second, "n", []time.Duration{12 * time.Second, 33 * time.Second, 54 * time.Second}, false},
-		"something else":   {10 * time.Second, "l", []time.Duration{12 * time.Second, 33 * time.Second, 54 * time.Second}, false},
+		"if it may":        {10 * time.Second, "l", []time.Duration{12 * time.Second, 33 * time.Second, 54 * time.Second}, false},
+		"something else":   {10 * time.Second, "t", []time.Duration{12 * time.Second, 33 * time.Second, 54 * time.Second}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -214,8 +214,8 @@ func TestPinsEndAtAnInterval(t *testing.T) {
 				r := newRig(t, pgmoor.Config{MaxConnections: 1, UnpinInterval: c.interval}, server)
 				client := r.connect(t, "u")
 				begin := time.Now()
-				client.ok("LISTEN a")
-				require.Equal(t, map[string]int{"listen": 1}, r.Stats().PinnedBy)
+				client.ok("SELECT pg_advisory_lock(1)")
+				require.Equal(t, map[string]int{"advisory_lock": 1}, r.Stats().PinnedBy)
 				for i, at := range c.asked {
 					if i == 0 { // later the interval is over already when the client does something
 						time.Sleep(time.Until(begin.Add(at - 3*time.Second)))
@@ -241,14 +241,14 @@ func TestAPinEndsAtOnceWhereAnotherClientWaits(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				server := new(fake)
-				server.left.Store("n")
+				server.left.Store("l")
 				r := newRig(t, pgmoor.Config{MaxConnections: 2, UnpinInterval: -1}, server)
 				c, other, third := r.connect(t, "u"), r.connect(t, user), r.connect(t, user)
 				third.ok("BEGIN")
-				c.ok("LISTEN a", "SELECT 1")
+				c.ok("SELECT pg_advisory_lock(1)", "SELECT 1")
 				other.ask("pid")
 				time.Sleep(10 * time.Second)
-				require.Equal(t, map[string]int{"listen": 1}, r.Stats().PinnedBy)
+				require.Equal(t, map[string]int{"advisory_lock": 1}, r.Stats().PinnedBy)
 				server.left.Store("")
 				c.ask("sleep 1s") // the answer of the server has changed
 				begin := time.Now()
@@ -257,7 +257,7 @@ func TestAPinEndsAtOnceWhereAnotherClientWaits(t *testing.T) {
 				require.LessOrEqual(t, time.Since(begin), 1100*time.Millisecond)
 				require.Zero(t, r.Stats().Pinned)
 
-				c.ok("LISTEN a")
+				c.ok("SELECT pg_advisory_lock(1)")
 				require.Equal(t, 1, r.Stats().Pinned)
 				begin = time.Now()
 				other.ok("pid")
@@ -283,16 +283,21 @@ func TestAPinStaysWhereTheRoleMayNotSeeWhatIsLeft(t *testing.T) {
 				cfg.MaxConnections, cfg.Logger, cfg.UnpinInterval = 2, quiet, time.Millisecond
 				p := startProxy(t, cfg)
 				c, other := overAs(t, p, "app", "database", database), overAs(t, p, "app", "database", database)
-				c.ok("LISTEN a")
-				pinnedBy(t, p, "listen")
+				do, end, reason := "SELECT pg_advisory_lock(1)", "SELECT pg_advisory_unlock(1)", "advisory_lock"
+				if strings.Contains(what, "listening") {
+					do, end, reason = "LISTEN a", "UNLISTEN a", "listen"
+				}
+				c.ok(do)
+				pinnedBy(t, p, reason)
 				backend := c.ok("SELECT pg_backend_pid()")
 				for range 3 {
-					c.ok("UNLISTEN a", "SELECT 1")
+					c.query(end)
+					c.ok("SELECT 1")
 					other.ok("SELECT 1")
 					require.Equal(t, backend, c.ok("SELECT pg_backend_pid()"))
 				}
 				require.Positive(t, p.Stats().Verifications)
-				pinnedBy(t, p, "listen")
+				pinnedBy(t, p, reason)
 				c.send(&pgproto3.Terminate{})
 				pinnedBy(t, p)
 				other.ok("SELECT 1")

@@ -109,7 +109,7 @@ func (l *load) work(ctx context.Context) error {
 	return nil
 }
 
-// workPinned is a client that comes and goes. Its LISTEN makes the proxy keep one server connection for it until it leaves.
+// workPinned is a client that comes and goes. Its temporary table makes the proxy keep one server connection for it until it leaves.
 func (l *load) workPinned(ctx context.Context) error {
 	for l.going(ctx) {
 		if err := l.visit(ctx); err != nil {
@@ -125,7 +125,7 @@ func (l *load) visit(ctx context.Context) error {
 		return err
 	}
 	defer c.Close(ctx)
-	if _, err := c.Exec(ctx, "listen quickstart"); err != nil {
+	if _, err := c.Exec(ctx, "create temp table quickstart ()"); err != nil {
 		return err
 	}
 	for n := 0; n < 100 && l.going(ctx); n++ {

@@ -21,7 +21,7 @@ func TestTheShowEndsWithAReport(t *testing.T) {
 	require.Zero(t, run(t.Context(), []string{"-duration", "1s", "-clients", "20", "-connections", "3", "-listen", "127.0.0.1:0"}, out))
 	text, err := os.ReadFile(path)
 	require.NoError(t, err)
-	require.Regexp(t, `(?s)clients +20\n.*at most by the proxy's Stats, 3 at most in pg_stat.*p50 .* p99 .*listen: \d+`, string(text))
+	require.Regexp(t, `(?s)clients +20\n.*at most by the proxy's Stats, 3 at most in pg_stat.*p50 .* p99 .*temp_object: \d+`, string(text))
 }
 
 func TestTheNumberOfConnectionsIsBoundedByTheServers(t *testing.T) {

@@ -26,10 +26,17 @@ func Fixture(t testing.TB, c *Cluster) {
 }
 
 // Random gives count generated scripts of about n messages each, from seed on.
-func Random(seed uint64, count, n int) iter.Seq[*Script] {
+func Random(seed uint64, count, n int) iter.Seq[*Script] { return random(Generate, seed, count, n) }
+
+// RandomListening is Random with GenerateListening.
+func RandomListening(seed uint64, count, n int) iter.Seq[*Script] {
+	return random(GenerateListening, seed, count, n)
+}
+
+func random(generate func(seed uint64, n int) *Script, seed uint64, count, n int) iter.Seq[*Script] {
 	return func(yield func(*Script) bool) {
 		for i := range uint64(count) {
-			if !yield(Generate(seed+i, n)) {
+			if !yield(generate(seed+i, n)) {
 				return
 			}
 		}
@@ -40,6 +47,18 @@ func Random(seed uint64, count, n int) iter.Seq[*Script] {
 // and has the same answers whenever it is run against a database that Fixture has prepared.
 func Generate(seed uint64, n int) *Script {
 	g := &generator{Rand: rand.New(rand.NewPCG(seed, 0))}
+	return g.script(seed, n)
+}
+
+// GenerateListening is Generate for a session that listens to channels of its own from the beginning on, and notifies them.
+func GenerateListening(seed uint64, n int) *Script {
+	g := &generator{Rand: rand.New(rand.NewPCG(seed, 1)), channel: fmt.Sprintf("pgtest_%d", seed)}
+	g.emit("Query %q", "listen "+g.channel)
+	g.control("wait")
+	return g.script(seed, n)
+}
+
+func (g *generator) script(seed uint64, n int) *Script {
 	g.naming = g.chance(50)
 	for g.messages < n {
 		g.batch()
@@ -58,8 +77,9 @@ type generator struct {
 	*rand.Rand
 	lines    []string
 	messages int
-	naming   bool // most statements have names
-	bound    bool // a Bind of the unnamed portal came after the last Sync
+	naming   bool   // most statements have names
+	channel  string // to which the session listens; empty: to none
+	bound    bool   // a Bind of the unnamed portal came after the last Sync
 }
 
 func (g *generator) emit(format string, v ...any) {
@@ -185,6 +205,13 @@ var preparing = []string{
 	"select name, from_sql, parameter_types from pg_prepared_statements order by name",
 }
 
+// aboutChannels are statements of sessions that listen; $ stands for the channel's name.
+var aboutChannels = []string{
+	"listen $", "listen $", "listen $_b", "unlisten $", "unlisten $_b", "unlisten *", "notify $, 'one'", "notify $, 'two'", "notify $_b",
+	"select pg_notify('$', 'three')", "select count(pg_notify('$', i::text)) from generate_series(1, 3) i",
+	"do $$$$begin perform pg_notify('$_b', 'four'); end$$$$",
+}
+
 func (g *generator) sql() string {
 	s := g.statement()
 	for g.chance(20) {
@@ -195,12 +222,18 @@ func (g *generator) sql() string {
 
 func (g *generator) statement() string {
 	switch {
+	case g.channel != "" && g.chance(25):
+		return g.aboutChannel()
 	case g.chance(8):
 		return pick(g, pinning)
 	case g.naming && g.chance(15):
 		return pick(g, preparing)
 	}
 	return pick(g, statements)
+}
+
+func (g *generator) aboutChannel() string {
+	return strings.NewReplacer("$$", "$", "$", g.channel).Replace(pick(g, aboutChannels))
 }
 
 func (g *generator) statementName() string {

@@ -13,6 +13,9 @@ type Info struct {
 	Settings    []SettingRef
 	Refs        []StatementRef // prepared statements made, used or dropped by SQL
 	AllSettings bool           // RESET ALL or DISCARD ALL is among the statements
+	// Channels are those of LISTEN and UNLISTEN; UnknownChannels says that not all of them are told.
+	Channels        []ChannelRef
+	UnknownChannels bool
 }
 
 // Cache remembers what it found out about texts. It is safe for concurrent use.
@@ -115,6 +118,11 @@ func (c *Cache) inspect(text []byte, standardConformingStrings bool) *Info {
 		if info.Settings, info.AllSettings, ok = Settings(text, standardConformingStrings); ok && e&Unsure == 0 {
 			info.Effects &^= UnknownSetting
 		}
+	}
+	if e&(Listen|Unlisten) != 0 {
+		var ok bool
+		info.Channels, ok = Channels(text, standardConformingStrings)
+		info.UnknownChannels = !ok || e&Unsure != 0
 	}
 	return info
 }

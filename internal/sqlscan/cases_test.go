@@ -147,7 +147,8 @@ var statementCases = []sqlCase{
 
 	// LISTEN, LOAD, DISCARD, CALL, and what ends something.
 	{"listen", "LISTEN c", Listen},
-	{"unlisten", "UNLISTEN *", Release},
+	{"unlisten", "UNLISTEN *", Release | Unlisten},
+	{"channels", "SELECT * FROM pg_listening_channels()", ListenView},
 	{"close", "CLOSE ALL", Release},
 	{"drop", "DROP TABLE t", Release},
 	{"load", "LOAD 'auto_explain'", Load},

@@ -294,10 +294,15 @@ func (p *settingsParser) content() string {
 	case p.tok.kind == tokWord:
 		return lower(val)
 	case p.tok.quote != 0:
-		q := string(p.tok.quote)
-		return strings.ReplaceAll(val, q+q, q)
+		return undouble(val, p.tok.quote)
 	}
 	return val
+}
+
+// undouble returns what is between quotes with the doubled ones single.
+func undouble(val string, quote byte) string {
+	q := string(quote)
+	return strings.ReplaceAll(val, q+q, q)
 }
 
 // lower returns s with the letters of ASCII in lower case.

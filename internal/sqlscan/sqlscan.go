@@ -80,6 +80,10 @@ const (
 	// Lexical says that the text mentions what may change how later texts are read: standard_conforming_strings,
 	// client_encoding, NAMES or set_config. Only Inspect reports it.
 	Lexical
+	// Unlisten is UNLISTEN.
+	Unlisten
+	// ListenView is the function pg_listening_channels.
+	ListenView
 	// Unsure says that the text could not be followed to its end, so that any other effect may be missing: it has a zero
 	// byte, an identifier with Unicode escapes or a dollar quote with an overlong tag, or it ends within a token.
 	Unsure
@@ -88,7 +92,7 @@ const (
 var effectNames = [...]string{
 	"Setting", "UnknownSetting", "Listen", "Release", "TempObject", "Create", "HoldCursor", "AdvisoryLock", "TryLock",
 	"Prepare", "Execute", "Deallocate", "Load", "Seed", "Sequence", "LastValue", "Foreign", "PrepView", "Pid", "Listed", "Discard",
-	"TxnEnd", "TxnBegin", "Call", "Declare", "Lexical", "Unsure",
+	"TxnEnd", "TxnBegin", "Call", "Declare", "Lexical", "Unlisten", "ListenView", "Unsure",
 }
 
 // String returns the names of the effects joined by "|", or "none".

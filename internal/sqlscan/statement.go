@@ -66,7 +66,7 @@ var starts = [wordCount]start{
 	wordSavepoint:  {verb: VerbSavepoint},
 	wordSet:        {step: stepSet, verb: VerbSet},
 	wordStart:      {effects: TxnBegin, verb: VerbBegin},
-	wordUnlisten:   {effects: Release},
+	wordUnlisten:   {effects: Release | Unlisten},
 }
 
 // nameEffects says what a name is reported as, wherever it stands.
@@ -81,6 +81,7 @@ var nameEffects = [wordCount]Effect{
 	nameForeign:   Foreign,
 	nameView:      PrepView,
 	namePid:       Pid,
+	nameChannels:  ListenView,
 	nameTemp:      TempObject,
 }
 

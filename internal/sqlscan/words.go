@@ -76,6 +76,7 @@ const (
 	nameForeign
 	nameView
 	namePid
+	nameChannels
 	nameTemp
 
 	wordCount
@@ -180,6 +181,7 @@ var vocabulary = [...]entry{
 	{"pg_stat_replication", namePid},
 	{"pg_stat_ssl", namePid},
 	{"pg_locks", namePid},
+	{"pg_listening_channels", nameChannels},
 	{"pg_temp", nameTemp},
 }
 
