@@ -239,6 +239,9 @@ func (s *Session) consider(msg, name []byte, l int, first bool) stop {
 // considerQuery is consider for a simple Query.
 func (s *Session) considerQuery(msg []byte, l int, first bool) stop {
 	a, big := s.text(msg[wire.HeaderLen:], l-wire.HeaderLen, runsAtOnce)
+	if why := s.seekIn(a, msg[wire.HeaderLen:]); why != stopNot {
+		return why
+	}
 	if s.refusal == nil {
 		if why := s.beforeQuery(a, big, first); why != stopNot {
 			return why
@@ -315,6 +318,9 @@ func isUnnamedStatement(msg []byte) bool {
 func (s *Session) parse(msg []byte, l int, first bool) stop {
 	body := msg[wire.HeaderLen:]
 	a, big := s.text(body[1:], l-len(msg)+len(body)-1, preparesUnnamed)
+	if why := s.seekIn(a, body[1:]); why != stopNot {
+		return why
+	}
 	if why := s.bySQL(a.info, false, first); why != stopNot {
 		return why
 	}

@@ -18,6 +18,7 @@ const (
 	holdTold                      // that the client is told a ReadyForQuery, which notifications come in front of (withhold)
 	holdAsked                     // that the server connection says what it listens to (askWhat)
 	holdFresh                     // that the server connection is made fresh (cleanUp)
+	holdStandIn                   // that a server connection stands for a session that is to be signalled (seek)
 )
 
 const (

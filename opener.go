@@ -38,7 +38,7 @@ func (p *pool) wantsLocked() int {
 	if p.starved {
 		return 0
 	}
-	want := p.waiting
+	want := p.waiting + len(p.wishes)
 	if p.welcome == nil && len(p.logins) > 0 {
 		want = max(want, 1)
 	}

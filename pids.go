@@ -83,6 +83,10 @@ func (s *Session) realPid(pid uint32, signals bool) (real uint32, ok bool) {
 	if t == nil {
 		return 0, false
 	}
+	if s.seeks {
+		s.lacks = signals && s.maySignal(t) && !s.gaveUp && t.pool.wants(t, s) || s.lacks
+		return 0, false
+	}
 	if signals = signals && s.maySignal(t); signals {
 		t.targeted.Store(s.env.now().UnixNano())
 	}
@@ -146,6 +150,86 @@ func (p *pool) standIn(t *Session) uint32 {
 func (sc *server) standFor(t *Session) {
 	sc.standsFor.Store(t)
 	sc.standsUntil = sc.pool.env.now().Add(targetedFor)
+}
+
+// A wish is that a server connection, which none was idle to do, stands for a session because of a message that waits for it.
+type wish struct {
+	t, by *Session
+	until time.Time
+}
+
+// standInPatience is how long a message waits for a server connection to stand for a session.
+const standInPatience = time.Second
+
+// wants reports whether no connection stands for t or could from now on. Then by is told when one does, or when none will.
+func (p *pool) wants(t, by *Session) bool {
+	if p.standIn(t) != 0 {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
+	}
+	p.wishes = append(p.wishes, wish{t: t, by: by, until: p.env.now().Add(standInPatience)})
+	p.nudge()
+	return true
+}
+
+// fulfilLocked has sc, which is free, stand for the session for which that has been wished for longest, if for any. It returns who is to
+// be told.
+func (p *pool) fulfilLocked(sc *server) (of []*Session, used bool) {
+	for len(p.wishes) > 0 && !used {
+		w := p.wishes[0]
+		if p.wishes = p.wishes[1:]; len(p.wishes) == 0 {
+			p.wishes = nil
+		}
+		of = append(of, w.by)
+		if used = !w.t.departed.Load() && !w.by.departed.Load() && w.t.standIn.Load() == nil; used {
+			sc.standFor(w.t)
+			sc.standBy(w.t)
+		}
+	}
+	return of, used
+}
+
+// giveUpLocked takes out the wishes that are not fulfilled by a time, and returns whose they are.
+func (p *pool) giveUpLocked(by time.Time) (of []*Session) {
+	for len(p.wishes) > 0 && !by.Before(p.wishes[0].until) {
+		of = append(of, p.wishes[0].by)
+		p.wishes = p.wishes[1:]
+	}
+	return of
+}
+
+// sought ends the session's wait for a connection that stands for another one.
+func (s *Session) sought(inVain bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.holds&holdStandIn != 0 {
+		s.gaveUp = inVain
+		s.goOn(holdStandIn)
+	}
+}
+
+// seek makes a message wait whose signals, which f translates, are for sessions that hold no server connection, until one stands for each
+// of them. The caller holds mu.
+func (s *Session) seek(f func()) stop {
+	s.seeks, s.lacks = true, false
+	f()
+	if s.seeks = false; s.lacks {
+		return s.hold(holdStandIn)
+	}
+	s.gaveUp = false
+	return stopNot
+}
+
+// seekIn is seek for a text, with a zero byte behind it, of which a is known.
+func (s *Session) seekIn(a act, text []byte) stop {
+	if !aboutPids(a.info) || !s.signals(text) {
+		return stopNot
+	}
+	return s.seek(func() { s.translate(text, true) })
 }
 
 // standBy has sc wait for t, or for its end.
@@ -258,6 +342,11 @@ func (s *Session) bindPids(msg []byte, first bool) stop {
 	st := s.pidNames[string(name)]
 	if !ok || st == nil {
 		return stopNot
+	}
+	if st.signals {
+		if why := s.seek(func() { s.translateBound(msg, true) }); why != stopNot {
+			return why
+		}
 	}
 	if why := s.renew(name, st, first); why != stopNot {
 		return why

@@ -75,6 +75,50 @@ func TestATerminatedSessionAnswersNothingMore(t *testing.T) {
 	}
 }
 
+// TestASessionIsTerminatedThoughNoConnectionIsIdle has one opened for that, and says that it could not where there is no room for one.
+func TestASessionIsTerminatedThoughNoConnectionIsIdle(t *testing.T) {
+	for name, terminate := range map[string]func(by *client, pid uint32) reply{
+		"literal": func(by *client, pid uint32) reply {
+			return by.query(fmt.Sprintf("SELECT pg_terminate_backend(%d)", pid))
+		},
+		"bound": func(by *client, pid uint32) reply {
+			return by.bound("SELECT pg_terminate_backend($1)", "", 0, fmt.Append(nil, pid))
+		},
+		"named": func(by *client, pid uint32) reply {
+			return by.bound("SELECT pg_terminate_backend($1)", "a", 0, fmt.Append(nil, pid))
+		},
+		"prepared": func(by *client, pid uint32) reply {
+			sql := fmt.Sprintf("SELECT pg_terminate_backend(%d)", pid)
+			by.send(&pgproto3.Parse{Query: sql}, &pgproto3.Bind{}, &pgproto3.Execute{}, &pgproto3.Sync{})
+			return by.reply()
+		},
+	} {
+		for _, room := range []bool{true, false} {
+			t.Run(fmt.Sprint(name, room), func(t *testing.T) {
+				cfg := trusting(pgtest.Shared(t, 18))
+				if !room {
+					cfg.MaxConnections = 1
+				}
+				p := startProxy(t, cfg)
+				by, c, waits := over(t, p), over(t, p), over(t, p)
+				by.ok("BEGIN")
+				got := terminate(by, c.pid)
+				require.Nil(t, got.err)
+				if !room {
+					require.Equal(t, []string{"f"}, got.rows)
+					_ = by.conn.Close() // a named statement pins
+					c.ok("SELECT 1")
+					return
+				}
+				require.Equal(t, []string{"t"}, got.rows)
+				c.ended("57P01")
+				by.ok("COMMIT")
+				waits.ok("SELECT 1")
+			})
+		}
+	}
+}
+
 // TestProcessIDsInAnArrayAreTranslated is how pgx terminates several sessions at once.
 func TestProcessIDsInAnArrayAreTranslated(t *testing.T) {
 	p := startProxy(t, trusting(pgtest.Shared(t, 18)))

@@ -53,6 +53,7 @@ type pool struct {
 	first   *Session // waiters, oldest first
 	last    *Session
 	waiting int
+	wishes  []wish       // oldest first
 	logins  []chan error // clients that wait for the pool's first connection
 	welcome []byte       // ParameterStatus messages of the latest login; nil before the first
 	armed   bool         // the keeper's timer will look at the waiters
@@ -236,6 +237,17 @@ func (p *pool) release(sc *server, again *Session) *Session {
 	}
 	// A connection that was just opened serves somebody before it may be claimed: pools that take turns would else do
 	// nothing but log in.
+	if len(p.wishes) > 0 && !p.closed && !sc.retired() {
+		of, used := p.fulfilLocked(sc)
+		p.mu.Unlock()
+		for _, s := range of {
+			s.sought(false)
+		}
+		if used {
+			return nil
+		}
+		return p.release(sc, nil)
+	}
 	if t := sc.stands(); t != nil && !p.closed {
 		defer p.mu.Unlock()
 		if p.forgetLocked(t) {
@@ -402,8 +414,12 @@ func (p *pool) expire() time.Duration {
 		late, told = append(late, p.first), append(told, &Error{Code: codeConnectionException, Message: text, Hint: hint})
 		p.forgetLocked(p.first)
 	}
+	vain := p.giveUpLocked(now)
 	sleep := p.sleepLocked(now, limit)
 	p.mu.Unlock()
+	for _, s := range vain {
+		s.sought(true)
+	}
 	for i, s := range late {
 		p.env.count.borrowTimeouts.Add(1)
 		s.waitFailed(told[i])
@@ -421,6 +437,9 @@ func (p *pool) sleepLocked(now time.Time, limit time.Duration) time.Duration {
 	p.armed = p.first != nil
 	if p.armed {
 		sooner(p.first.queuedAt.Add(limit).Sub(now))
+	}
+	if len(p.wishes) > 0 {
+		sooner(p.wishes[0].until.Sub(now))
 	}
 	if p.asksAt.After(now) {
 		sooner(p.asksAt.Sub(now))

@@ -314,6 +314,9 @@ func (s *Session) parseNamed(msg, name []byte, l int, first bool) stop {
 		return stopPrime
 	}
 	a, big := s.text(tail, l-len(msg)+len(tail), preparesNamed)
+	if why := s.seekIn(a, tail); why != stopNot {
+		return why
+	}
 	switch {
 	case s.refusal != nil: // admit sends something else
 		if first {

@@ -128,34 +128,36 @@ type Session struct {
 	rolledBack  bool             // the last command was a rollback
 	unpin       bool             // the policy's pin ends at the boundary
 
-	pins        Effects
-	pinned      string  // the first reason
-	pinnedFor   Effects // the effect that pinned names
-	reason      string  // the policy's
-	digest      string  // of the statement that pins, until the boundary
-	pinnedAt    time.Time
-	verifiedAt  time.Time
-	active      bool            // something was run since the last verification
-	mayUnpin    bool            // something was run that may end a pin
-	doubtful    bool            // only the server knows whether there is a reason to pin
-	maybe       Effects         // which reasons there may be then
-	renews      bool            // a prepared statement with a name may use a sequence
-	olderRisk   bool            // a statement of an earlier Parse may have been taken for that of a later one
-	parsedHere  bool            // the batch has a Parse of the unnamed statement
-	forever     bool            // pins do not end
-	untold      bool            // a setting may have been made whose name is known to nobody
-	candUntold  bool            // the same, by what was run since the last boundary
-	lexical     bool            // something under way may change how texts are read
-	discards    bool            // the latest statement is DISCARD and nothing else
-	going       Effects         // pins that end if the server does not object
-	asksAgain   bool            // dirty holds names of an earlier transaction
-	allReset    bool            // what is set may have been reset
-	unmoor      bool            // the last pin has ended: the server connection is to be made fresh
-	compared    *stmts.Prepared // whose shape was asked for because of what the session was told
-	begins      bool            // the message that is looked at begins a batch
-	keeps       bool            // what is sent of a batch is also kept, in srv.kept
-	asksLater   bool            // a question to the server waits until what is being sent was sent
-	cancelLater bool            // a cancel request waits for the end of a query of the proxy's own
+	pins         Effects
+	pinned       string  // the first reason
+	pinnedFor    Effects // the effect that pinned names
+	reason       string  // the policy's
+	digest       string  // of the statement that pins, until the boundary
+	pinnedAt     time.Time
+	verifiedAt   time.Time
+	active       bool            // something was run since the last verification
+	mayUnpin     bool            // something was run that may end a pin
+	doubtful     bool            // only the server knows whether there is a reason to pin
+	maybe        Effects         // which reasons there may be then
+	renews       bool            // a prepared statement with a name may use a sequence
+	olderRisk    bool            // a statement of an earlier Parse may have been taken for that of a later one
+	parsedHere   bool            // the batch has a Parse of the unnamed statement
+	forever      bool            // pins do not end
+	untold       bool            // a setting may have been made whose name is known to nobody
+	candUntold   bool            // the same, by what was run since the last boundary
+	lexical      bool            // something under way may change how texts are read
+	discards     bool            // the latest statement is DISCARD and nothing else
+	going        Effects         // pins that end if the server does not object
+	asksAgain    bool            // dirty holds names of an earlier transaction
+	allReset     bool            // what is set may have been reset
+	unmoor       bool            // the last pin has ended: the server connection is to be made fresh
+	seeks, lacks bool            // see seek
+	gaveUp       bool            // no server connection stands for the session that the message which waits is about
+	compared     *stmts.Prepared // whose shape was asked for because of what the session was told
+	begins       bool            // the message that is looked at begins a batch
+	keeps        bool            // what is sent of a batch is also kept, in srv.kept
+	asksLater    bool            // a question to the server waits until what is being sent was sent
+	cancelLater  bool            // a cancel request waits for the end of a query of the proxy's own
 
 	seq sequences
 
