@@ -105,7 +105,7 @@ type Session struct {
 	ownErr      []byte                   // of a message of the proxy's own about a statement that the client's is about: what that is to be told
 	headLen     int                      // bytes at the end of prefix that stand for the beginning of the message at hand
 	described   bool                     // the Describe at hand is one whose answer counts
-	shape       uint64                   // what a Describe of a statement was answered so far
+	shape       stmts.Shape              // what a Describe of a statement was answered so far
 	faked       bool                     // something else is sent in the place of the Parse at hand
 	waitsForAll bool                     // it waits until nothing is under way with named statements
 	holding     bool                     // the next message, in pending or with the link, waits for the end of what is owed
