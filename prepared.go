@@ -157,6 +157,7 @@ const noName = 1
 func (s *Session) provide(msg, name []byte, at int, st stmts.Statement, first bool) (*stmts.Prepared, stop) {
 	p := s.srv.prepared.Find(st)
 	told := s.names.Shape(stmts.Cut(name))
+	s.toldFirst = ""
 	changed, fresh := told != stmts.Shape{} && (p == nil || p.Shape != told), true
 	switch {
 	case (p == nil || changed) && s.turn.Ready() > 0: // whether it is in a failed transaction is not known yet
@@ -175,6 +176,9 @@ func (s *Session) provide(msg, name []byte, at int, st stmts.Statement, first bo
 		st, _ = s.names.Find(stmts.Cut(name))
 		return s.provide(msg, name, at, st, first)
 	case changed:
+		if msg[0] == wire.Describe {
+			s.toldFirst = told.Params
+		}
 		return p, s.compare(stmts.Cut(name), p, fresh)
 	}
 	if s.compared != nil {
@@ -436,7 +440,7 @@ func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 		st = stmts.Intern(tail, under+"\x02"+string(stmts.Cut(name)))
 	}
 	p := sc.prepared.Find(st)
-	inFailed := s.turn.Status() == 'E' && (a.info == nil || a.info.Effects&sqlscan.TxnEnd == 0)
+	inFailed := s.turn.Status() == 'E' && (a.info == nil || a.info.Effects&sqlscan.TxnEnd == 0) && !s.isEmpty(tail)
 	key := string(stmts.Cut(name))
 	switch {
 	case p != nil && s.turn.Ready() > 0: // whether it is in a failed transaction is not known yet

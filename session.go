@@ -150,6 +150,7 @@ type Session struct {
 	asksAgain   bool            // dirty holds names of an earlier transaction
 	allReset    bool            // what is set may have been reset
 	unmoor      bool            // the last pin has ended: the server connection is to be made fresh
+	toldFirst   string          // what the client is told of parameters before an error of what is compared
 	compared    *stmts.Prepared // whose shape was asked for because of what the session was told
 	keeps       bool            // what is sent of a batch is also kept, in srv.kept
 	asksLater   bool            // a question to the server waits until what is being sent was sent

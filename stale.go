@@ -144,7 +144,17 @@ func (s *Session) toldParams(name []byte) []byte {
 	if told.Params == "" {
 		return nil
 	}
-	return append(wire.AppendHeader(nil, wire.ParameterDescription, len(told.Params)), told.Params...)
+	return appendParams(nil, told.Params)
+}
+
+func appendParams(dst []byte, params string) []byte {
+	return append(wire.AppendHeader(dst, wire.ParameterDescription, len(params)), params...)
+}
+
+// isEmpty reports whether there is no statement in the text of a Parse: the server takes that in a failed transaction block, too.
+func (s *Session) isEmpty(tail []byte) bool {
+	text, _, _ := wire.CString(tail)
+	return s.env.texts.Inspect(text, s.strings).Statements == 0
 }
 
 // columnLen is what stands behind the name of a column in a RowDescription.

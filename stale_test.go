@@ -114,3 +114,43 @@ func TestABindInAFailedBlockFailsAsSuch(t *testing.T) {
 		pinnedBy(t, p)
 	})
 }
+
+// TestADescribeOfAStatementThatCannotBePreparedAnewTellsItsParameters is the same where the table is gone, and what comes before fails.
+func TestADescribeOfAStatementThatCannotBePreparedAnewTellsItsParameters(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		describe := func(c *client) []string {
+			c.send(&pgproto3.Describe{ObjectType: 'S', Name: "s"}, &pgproto3.Sync{})
+			return c.answer()
+		}
+		got := onBothSides(t, version, "ALTER TABLE carried RENAME COLUMN i TO j", func(c *client) []string {
+			require.Nil(t, prepares(c, "fails", "SELECT 1/$1::int").err)
+			require.Nil(t, prepares(c, "s", "SELECT * FROM carried WHERE i = $1").err)
+			return describe(c)
+		}, func(c *client) []string {
+			c.send(run("fails", "0")[0], &pgproto3.Execute{}, &pgproto3.Describe{ObjectType: 'S', Name: "s"}, &pgproto3.Sync{})
+			return append(c.answer(), describe(c)...)
+		})
+		for _, g := range got {
+			require.Equal(t, got[len(got)-1], g)
+		}
+	})
+}
+
+// TestAnEmptyStatementCanBePreparedInAFailedBlock is about one that the server connection has under another name.
+func TestAnEmptyStatementCanBePreparedInAFailedBlock(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, _ := opened(t, version)
+		other := over(t, p)
+		require.Nil(t, prepares(other, "theirs", "  ").err)
+		everywhere(func() { require.Nil(t, again(other, "theirs").err) })
+		everywhere(func() {
+			c := over(t, p)
+			c.ok("BEGIN")
+			require.NotNil(t, c.query("SELECT 1/0").err)
+			require.Nil(t, prepares(c, "mine", "  ").err)
+			require.Equal(t, "25P02", prepares(c, "more", "SELECT 1").code())
+			c.ok("ROLLBACK")
+			require.Nil(t, again(c, "mine").err)
+		})
+	})
+}
