@@ -148,7 +148,7 @@ func (in *interferer) interfere(manner, sql string) {
 }
 
 // change runs sql directly, as the script's user, and waits for that. It must have an end whatever the script has locked: its
-// outcome depends on nothing but that.
+// outcome depends on nothing but that. Locks of catalogs, which scripts beside it take, are waited for.
 func (in *interferer) change(ctx context.Context, sql string) (string, error) {
 	c, err := login(ctx, in.answers.target.Dial, in.answers.target.options())
 	if err != nil {
@@ -179,7 +179,7 @@ func (in *interferer) runBeside(s *Script, table string, timeout time.Duration) 
 	}
 	opts := in.target.options()
 	opts.Interfere = in.interfere
-	opts.Change = func(sql string) (string, error) { return in.change(ctx, "set lock_timeout = 1; "+sql) }
+	opts.Change = func(sql string) (string, error) { return in.change(ctx, "set lock_timeout = 150; "+sql) }
 	transcript, err := s.Run(ctx, in.target.Dial, opts)
 	if settleErr := in.settle(ctx); err == nil {
 		err = settleErr
