@@ -124,10 +124,15 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 	if msg[0] == wire.Describe { // before msg is changed
 		described = string(key)
 	}
-	if why := s.provide(msg, name, at, st, first); why != stopNot || s.refusal != nil {
+	provide := s.provide
+	if s.failsAnyhow(msg[0], a, st) {
+		provide = s.provideFailing
+	}
+	p, why := provide(msg, name, at, st, first)
+	if why != stopNot || s.refusal != nil {
 		return why
 	}
-	if p := sc.prepared.Find(st); msg[0] == wire.Describe && p != nil {
+	if msg[0] == wire.Describe && p != nil {
 		s.enter(stmtOp{kind: opDescribe, name: described, p: p})
 		s.described = true
 	}
@@ -141,38 +146,50 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 const noName = 1
 
 // provide makes a message use the statement st as the server connection has it, and prepares it there if need be.
-func (s *Session) provide(msg, name []byte, at int, st stmts.Statement, first bool) stop {
+func (s *Session) provide(msg, name []byte, at int, st stmts.Statement, first bool) (*stmts.Prepared, stop) {
 	p := s.current(st)
-	shape := s.names.Shape(stmts.Cut(name))
+	told := s.names.Shape(stmts.Cut(name))
+	s.toldFirst = ""
+	changed, fresh := told != stmts.Shape{} && (p == nil || p.Shape != told), true
 	switch {
-	case (p == nil || shape != 0 && p.Shape != shape) && !first:
-		return stopPrime
+	case (p == nil || changed) && s.turn.Ready() > 0: // whether it is in a failed transaction is not known yet
+		return nil, s.hold(holdAll)
+	case (p == nil || changed) && !first:
+		return nil, stopPrime
 	case p == nil:
 		if p = s.srv.prepared.Find(st); p != nil {
 			s.evict(p)
 		}
 		p = s.prepareFor(stmts.Cut(name), st)
 	default:
+		fresh = false
 		s.srv.prepared.Touch(p)
 	}
-	if shape != 0 && shape != p.Shape {
-		return s.compare(stmts.Cut(name), p)
+	switch {
+	case changed && s.compared == p && s.spell(stmts.Cut(name), p, told):
+		st, _ = s.names.Find(stmts.Cut(name))
+		return s.provide(msg, name, at, st, first)
+	case changed:
+		if msg[0] == wire.Describe {
+			s.toldFirst = told.Params
+		}
+		return p, s.compare(stmts.Cut(name), p, fresh)
 	}
 	if s.compared != nil {
 		s.compared = nil
 	}
-	return s.rename(msg, name, at, p.Name, first)
+	return p, s.rename(msg, name, at, p.Name, first)
 }
 
 // compare has the shape of a statement looked at that may not be what the session was told: of one that was prepared just now,
 // since only that is as the database is.
-func (s *Session) compare(name []byte, p *stmts.Prepared) stop {
+func (s *Session) compare(name []byte, p *stmts.Prepared, fresh bool) stop {
 	if s.compared == p {
 		s.compared = nil
 		s.refusal = errShape
 		return stopNot
 	}
-	if p.Shape != 0 || p.By != s.id {
+	if !fresh { // one of this session's, too: it may have been prepared before the change, and described elsewhere after that
 		s.evict(p)
 		p = s.prepareFor(name, p.St)
 	}
@@ -379,7 +396,7 @@ func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 		st = stmts.Intern(tail, under+"\x02"+string(stmts.Cut(name)))
 	}
 	p := s.current(st)
-	inFailed := s.turn.Status() == 'E' && (a.info == nil || a.info.Effects&sqlscan.TxnEnd == 0)
+	inFailed := s.turn.Status() == 'E' && (a.info == nil || a.info.Effects&sqlscan.TxnEnd == 0) && !s.isEmpty(tail)
 	key := string(stmts.Cut(name))
 	switch {
 	case p != nil && s.turn.Ready() > 0: // whether it is in a failed transaction is not known yet

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/pgmoor/pgmoor/internal/stmts"
 	"github.com/pgmoor/pgmoor/internal/wire"
 )
 
@@ -20,7 +21,11 @@ const maxRefusals = 1000
 
 // refuse puts a message in front of the next one that the server answers with an error, and remembers what that stands for.
 func (s *Session) refuse(msg []byte, e *Error) {
-	reply := short(e).append(nil, "ERROR")
+	var reply []byte
+	if name, _, _ := statementName(msg); msg[0] == wire.Describe {
+		reply = s.toldParams(stmts.Cut(name))
+	}
+	reply = short(e).append(reply, "ERROR")
 	if s.refusals == nil {
 		s.refusals = make(map[uint64][]byte)
 	}

@@ -154,7 +154,7 @@ func (sc *server) digestMessages(s *Session, b []byte) (n, out int, what outcome
 		}
 		switch {
 		case verdict != turn.Forward:
-		case b[n] == wire.ErrorResponse && (len(s.refusals) > 0 || sc.prepared.Len() > 0 || s.ownErr != nil):
+		case b[n] == wire.ErrorResponse && (len(s.refusals) > 0 || sc.prepared.Len() > 0 || s.ownErr != nil || s.toldFirst != ""):
 			var k int
 			k, told = s.tell(sc, b[out:], b[n:n+have])
 			out += k
@@ -187,6 +187,9 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	switch msg[0] {
 	case wire.ErrorResponse:
 		sc.failed = true
+		if !s.turn.Ours() { // the Describe is skipped
+			s.toldFirst = ""
+		}
 		if s.seq.heeds&heedAsks != 0 && !private {
 			s.missed(sc, msg[wire.HeaderLen:])
 		}
@@ -381,6 +384,10 @@ func (s *Session) completed(tag string) {
 
 // tell puts what the client is told in the place of an error at dst, and returns its length and whether it is anything else than the error. What would be longer than that is in sc.extra instead.
 func (s *Session) tell(sc *server, dst, msg []byte) (n int, told bool) {
+	if s.toldFirst != "" {
+		sc.extra, s.toldFirst = append(appendParams(nil, s.toldFirst), msg...), ""
+		return 0, true
+	}
 	if reply := s.refused(msg); reply != nil && len(reply) <= len(msg) {
 		return copy(dst, reply), true
 	}

@@ -108,7 +108,7 @@ type Session struct {
 	ownErr     []byte                   // of a message of the proxy's own about a statement that the client's is about: what that is to be told
 	headLen    int                      // bytes at the end of prefix that stand for the beginning of the message at hand
 	described  bool                     // the Describe at hand is one whose answer counts
-	shape      uint64                   // what a Describe of a statement was answered so far
+	shape      stmts.Shape              // what a Describe of a statement was answered so far
 	faked      bool                     // something else is sent in the place of the Parse at hand
 	under      string                   // readUnder, as long as set is underOf
 	underOf    settings
@@ -153,6 +153,7 @@ type Session struct {
 	unmoor       bool            // the last pin has ended: the server connection is to be made fresh
 	seeks, lacks bool            // see seek
 	gaveUp       bool            // no server connection stands for the session that the message which waits is about
+	toldFirst    string          // what the client is told of parameters before an error of what is compared
 	compared     *stmts.Prepared // whose shape was asked for because of what the session was told
 	begins       bool            // the message that is looked at begins a batch
 	keeps        bool            // what is sent of a batch is also kept, in srv.kept

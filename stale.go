@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/pgmoor/pgmoor/internal/sqlscan"
 	"github.com/pgmoor/pgmoor/internal/stmts"
 	"github.com/pgmoor/pgmoor/internal/wire"
 )
@@ -34,12 +35,17 @@ func (s *Session) noteShape(msg []byte) {
 	var h maphash.Hash
 	h.SetSeed(shapeSeed)
 	if msg[0] == wire.ParameterDescription {
-		_, _ = h.Write(body)
-		s.shape = h.Sum64() | 1
+		if string(body) != s.shape.Params { // as a string of its own
+			s.shape.Params = paramsKept(body)
+		}
+		if s.shape.Params == "" {
+			_, _ = h.Write(body)
+		}
+		s.shape.Columns = h.Sum64() | 1
 		return
 	}
 	var prior [8]byte
-	binary.BigEndian.PutUint64(prior[:], s.shape)
+	binary.BigEndian.PutUint64(prior[:], s.shape.Columns)
 	_, _ = h.Write(prior[:])
 	for len(body) > 2 && msg[0] == wire.RowDescription && len(msg) > int(wire.Length(msg)) {
 		name, rest, ok := wire.CString(body[2:])
@@ -50,7 +56,106 @@ func (s *Session) noteShape(msg []byte) {
 		_, _ = h.Write(rest[6:columnLen]) // the table may be another one of the same kind
 		body = rest[columnLen-2:]
 	}
-	s.shape = h.Sum64() | 1
+	s.shape.Columns = h.Sum64() | 1
+}
+
+// maxShapeParams bounds the types of parameters that are kept of a statement.
+const maxShapeParams = 2 + 4*64
+
+// noParams is the body of a ParameterDescription of a statement without parameters.
+const noParams = "\x00\x00"
+
+// paramsKept returns what is kept of the body of a ParameterDescription.
+func paramsKept(body []byte) string {
+	switch {
+	case string(body) == noParams: // most are so, and cost nothing
+		return noParams
+	case len(body) > maxShapeParams:
+		return ""
+	}
+	return string(body)
+}
+
+// spell makes a statement of the session's one with the parameters that the session was told, if they are what has changed: PostgreSQL
+// finds the types that a client leaves open when it prepares the statement and never again.
+func (s *Session) spell(name []byte, p *stmts.Prepared, told stmts.Shape) bool {
+	if told.Params == "" || told.Params == p.Shape.Params || p.St.SQL() {
+		return false
+	}
+	st := p.St.Spelled(told.Params)
+	if st == p.St {
+		return false
+	}
+	s.noteClosed(string(name)) // the same Parse will mean another one
+	s.names.Set(string(name), st)
+	s.names.SetShape(name, told)
+	return true
+}
+
+// failsAnyhow reports whether a Bind or Describe is in a failed transaction block, where the server refuses it whatever the statement
+// returns: there is nothing to compare, and nothing can be prepared.
+func (s *Session) failsAnyhow(typ byte, a act, st stmts.Statement) bool {
+	return s.turn.Status() == 'E' && s.turn.Ready() == 0 && (a.info == nil || a.info.Effects&sqlscan.TxnEnd == 0) &&
+		(typ == wire.Bind || s.srv.prepared.Find(st) != nil)
+}
+
+// provideFailing is provide for what failsAnyhow. A Bind of what is not there gets an empty statement with as many parameters, which the
+// server refuses as it would have refused the other.
+func (s *Session) provideFailing(msg, name []byte, at int, st stmts.Statement, first bool) (*stmts.Prepared, stop) {
+	p := s.srv.prepared.Find(st)
+	if p == nil {
+		if !first {
+			return nil, stopPrime
+		}
+		n := s.paramsOf(msg, name, at)
+		tail := append([]byte{0}, make([]byte, 2+4*n)...)
+		binary.BigEndian.PutUint16(tail[1:], uint16(n))
+		for i := range n {
+			binary.BigEndian.PutUint32(tail[3+4*i:], oidText)
+		}
+		if st = stmts.Intern(tail, ""); s.srv.prepared.Find(st) == nil {
+			s.prepare(s.freeName(stmts.Cut(name)), st)
+		}
+		p = s.srv.prepared.Find(st)
+	}
+	return p, s.rename(msg, name, at, p.Name, first)
+}
+
+const oidText = 25 // of the type text
+
+// paramsOf returns how many parameters the statement of a Bind has, as the session was told, or else as the Bind has it.
+func (s *Session) paramsOf(msg, name []byte, at int) int {
+	if told := s.names.Shape(stmts.Cut(name)).Params; told != "" {
+		return int(binary.BigEndian.Uint16([]byte(told)))
+	}
+	rest := msg[at+len(name)+1:]
+	if len(rest) < 2 {
+		return 0
+	}
+	formats := int(binary.BigEndian.Uint16(rest))
+	if rest = rest[2:]; len(rest) < 2*formats+2 {
+		return 0
+	}
+	return int(binary.BigEndian.Uint16(rest[2*formats:]))
+}
+
+// toldParams returns what a Describe of a statement of that name is answered before the server looks at its columns.
+func (s *Session) toldParams(name []byte) []byte {
+	told := s.names.Shape(name)
+	if told.Params == "" {
+		return nil
+	}
+	return appendParams(nil, told.Params)
+}
+
+func appendParams(dst []byte, params string) []byte {
+	return append(wire.AppendHeader(dst, wire.ParameterDescription, len(params)), params...)
+}
+
+// isEmpty reports whether there is no statement in the text of a Parse: the server takes that in a failed transaction block, too.
+func (s *Session) isEmpty(tail []byte) bool {
+	text, _, _ := wire.CString(tail)
+	return s.env.texts.Inspect(text, s.strings).Statements == 0
 }
 
 // columnLen is what stands behind the name of a column in a RowDescription.
@@ -156,7 +261,7 @@ func (s *Session) current(st stmts.Statement) *stmts.Prepared {
 
 // outdate sees to it that who prepares the statement of p from now on gets a new one.
 func (s *Session) outdate(p *stmts.Prepared) {
-	if name, known := s.nameOf(p.St); !known || p.By != s.id || s.names.Shape([]byte(name)) != 0 { // else PostgreSQL would go on refusing it
+	if name, known := s.nameOf(p.St); !known || p.By != s.id || s.names.Shape([]byte(name)) != (stmts.Shape{}) { // else PostgreSQL would go on refusing it
 		s.pool.outdated.set(p.St, s.env.statementIDs.Add(1))
 	}
 	if p.St == (stmts.Statement{}) || p.St.SQL() { // PREPARE makes a new one anyhow

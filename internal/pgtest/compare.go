@@ -6,6 +6,7 @@ import (
 	"iter"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -65,6 +66,7 @@ func (c Comparison) Check(scripts iter.Seq[*Script]) (n int, err error) {
 type comparing struct {
 	Comparison
 	answers *answers
+	tables  atomic.Uint64 // how many scripts had a table of their own
 	scripts chan *Script
 
 	once    sync.Once // guards failure
@@ -127,10 +129,11 @@ func (r *comparing) fail(s *Script, what string) {
 type pair struct {
 	allow           []Difference
 	direct, proxied *interferer
+	tables          *atomic.Uint64
 }
 
 func (r *comparing) newPair() *pair {
-	return &pair{r.Allow, startInterferer(r.Direct, r.answers), startInterferer(r.Proxied, r.answers)}
+	return &pair{r.Allow, startInterferer(r.Direct, r.answers), startInterferer(r.Proxied, r.answers), &r.tables}
 }
 
 func (p *pair) close() {
@@ -140,11 +143,12 @@ func (p *pair) close() {
 
 // compare runs a script on both sides and says what differs, or "".
 func (p *pair) compare(s *Script, timeout time.Duration) string {
-	direct, err := p.direct.runBeside(s, timeout)
+	s, table := p.ownTable(s)
+	direct, err := p.direct.runBeside(s, table, timeout)
 	if err != nil {
 		return fmt.Sprintf("%s%v\n%s", unusable, err, tail(direct))
 	}
-	proxied, err := p.proxied.runBeside(s, timeout)
+	proxied, err := p.proxied.runBeside(s, table, timeout)
 	if diff := Diff(direct, proxied, p.allow); diff != "" {
 		return diff + suffix(err)
 	}
@@ -152,6 +156,17 @@ func (p *pair) compare(s *Script, timeout time.Duration) string {
 		return suffix(err) + tail(proxied)
 	}
 	return ""
+}
+
+// ownTable has a script that changes the table pgtest_shape change one of its own, which no other run uses, as scripts run side by
+// side, and of which the proxy knows nothing yet.
+func (p *pair) ownTable(s *Script) (own *Script, table string) {
+	table = fmt.Sprintf("%s_%d", changing, p.tables.Add(1))
+	own, changes := s.renamed(changing, table)
+	if !changes {
+		return s, ""
+	}
+	return own, table
 }
 
 func suffix(err error) string {

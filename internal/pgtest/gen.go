@@ -60,6 +60,9 @@ func GenerateListening(seed uint64, n int) *Script {
 
 func (g *generator) script(seed uint64, n int) *Script {
 	g.naming = g.chance(50)
+	if g.shapes = g.naming && g.chance(70); g.shapes {
+		g.named, n = map[string]string{}, 4*n // it takes a while until something was prepared, has changed and is used again
+	}
 	for g.messages < n {
 		g.batch()
 	}
@@ -77,9 +80,11 @@ type generator struct {
 	*rand.Rand
 	lines    []string
 	messages int
-	naming   bool   // most statements have names
-	channel  string // to which the session listens; empty: to none
-	bound    bool   // a Bind of the unnamed portal came after the last Sync
+	naming   bool              // most statements have names
+	channel  string            // to which the session listens; empty: to none
+	shapes   bool              // a table changes
+	named    map[string]string // statements about the table by the names that they are likely to have
+	bound    bool              // a Bind of the unnamed portal came after the last Sync
 }
 
 func (g *generator) emit(format string, v ...any) {
@@ -111,6 +116,10 @@ func (g *generator) batch() {
 		g.control("chop %d", 1+g.IntN(7))
 	}
 	switch k := g.IntN(100); {
+	case g.shapes && k < 75:
+		g.shapeBatch()
+	case g.shapes && k < 80:
+		g.shapeBySQL()
 	case k < 30:
 		for range 1 + g.IntN(3) {
 			g.emit("Query %q", g.sql())
@@ -141,6 +150,9 @@ func (g *generator) pause(safe bool) {
 	}
 	if g.chance(25) {
 		g.interfere()
+	}
+	if g.shapes && g.chance(60) {
+		g.change()
 	}
 }
 
@@ -212,6 +224,126 @@ var aboutChannels = []string{
 	"do $$$$begin perform pg_notify('$_b', 'four'); end$$$$",
 }
 
+// changing is the table whose columns scripts change. Each run of a script has it under another name, as reset makes it.
+const changing = "pgtest_shape"
+
+// changes change the columns of the table, or leave none.
+var changes = []string{
+	"alter table pgtest_shape add column if not exists more int", "alter table pgtest_shape add column if not exists more int",
+	"alter table pgtest_shape drop column if exists more", "alter table pgtest_shape drop column if exists more",
+	"alter table pgtest_shape alter column id type bigint", "alter table pgtest_shape alter column id type int",
+	"alter table pgtest_shape alter column body type varchar(9)", "alter table pgtest_shape alter column body type text",
+	"alter table pgtest_shape rename column body to other", "alter table pgtest_shape rename column other to body",
+	"drop table if exists pgtest_shape", "create table if not exists pgtest_shape (id int, body text)",
+	"create table if not exists pgtest_shape (id int)", "drop table if exists pgtest_shape; create table pgtest_shape (id int, body text)",
+}
+
+// shaped are statements that mean something else when the table has changed.
+var shaped = []string{
+	"select * from pgtest_shape", "select * from pgtest_shape", "select * from pgtest_shape", "select * from pgtest_shape where id = $1",
+	"select id, body from pgtest_shape", "select more from pgtest_shape", "insert into pgtest_shape (id) values ($1) returning *",
+	"insert into pgtest_shape (id) values (2)", "select body from pgtest_shape where body = $1", "update pgtest_shape set id = id + 1 returning *",
+}
+
+// oneChange is a single one of the changes.
+func (g *generator) oneChange() string {
+	s, _, _ := strings.Cut(pick(g, changes), ";")
+	return s
+}
+
+// shape adds a use of the table. What a session was never told the columns of, and what EXECUTE uses, may show others than directly
+// (docs/pinning.md), so every statement is described with its Parse, under names that no EXECUTE has, and the one without a name does not
+// outlive its batch. Parameters fit: the proxy may refuse a statement that has changed before the server looks at them.
+func (g *generator) shape() {
+	name, sql := pick(g, []string{"", "t1", "t1", "t1", "t2", "t2", "t3"}), pick(g, shaped)
+	if g.chance(20) {
+		sql = g.oneChange()
+	}
+	portal := g.portalName()
+	if name == "" || g.named[name] == "" || g.chance(10) {
+		g.emit("Parse %q %q", name, sql)
+		g.emit("Describe S %q", name)
+		if g.named[name] == "" {
+			g.named[name] = sql
+		}
+		if g.chance(30) {
+			g.emit("Sync")
+			return
+		}
+	}
+	if g.chance(90) {
+		g.emit("Bind %q %q %s%s", portal, name, g.fitting(name, sql), pick(g, []string{"", "", "", " [] [0]"}))
+		if g.chance(60) {
+			g.emit("Describe P %q", g.usable(portal))
+		}
+		g.emit("Execute %q %d", g.usable(portal), pick(g, []int{0, 0, 0, 1}))
+	}
+	switch {
+	case name == "": // behind a Sync, so that no error has it ignored
+		g.emit("Sync")
+		g.emit("Close S %q", name)
+	case g.chance(15):
+		g.emit("Close S %q", name)
+		delete(g.named, name)
+	}
+}
+
+// fitting are the parameters of a statement about the table.
+func (g *generator) fitting(name, sql string) string {
+	if name != "" {
+		sql = g.named[name]
+	}
+	if strings.Contains(sql, "$1") {
+		return `["5"]`
+	}
+	return "[]"
+}
+
+// shapeBatch adds uses of the table and changes of it.
+func (g *generator) shapeBatch() {
+	for range 1 + g.IntN(3) {
+		switch k := g.IntN(100); {
+		case k < 72:
+			g.shape()
+		case k < 80:
+			g.emit("Sync")
+			g.emit("Query %q", pick(g, changes))
+		case k < 87:
+			g.emit("Sync")
+			g.emit("Query %q", pick(g, []string{"begin", "commit", "rollback", "rollback", "savepoint a", "rollback to a"}))
+		case k < 90:
+			g.emit("Describe S %q", pick(g, []string{"t1", "t2", "t3"}))
+		case k < 97:
+			g.emit("Sync")
+		default:
+			g.emit("Flush")
+		}
+	}
+	g.emit("Sync")
+}
+
+// shapeBySQL adds a transaction that prepares a statement about the table by SQL and drops it at its end: in a later one EXECUTE may
+// show the new columns, because nobody was told the old ones (docs/pinning.md).
+func (g *generator) shapeBySQL() {
+	g.emit("Query %q", "begin")
+	g.emit("Query %q", "prepare shaped as select * from pgtest_shape")
+	for range 1 + g.IntN(4) {
+		g.emit("Query %q", pick(g, []string{
+			"execute shaped", "execute shaped", "savepoint a", "rollback to a", "explain (costs off) execute shaped",
+			"create temp table pgtest_made on commit drop as execute shaped", g.oneChange(), "select * from pgtest_shape",
+		}))
+		if g.chance(20) {
+			g.control("wait")
+			g.change()
+		}
+	}
+	g.emit("Query %q", pick(g, []string{"commit", "rollback"}))
+	g.emit("Query %q", "deallocate shaped")
+}
+
+// change has another client change the table, directly.
+func (g *generator) change() { g.control("change %q", pick(g, changes)) }
+
 func (g *generator) sql() string {
 	s := g.statement()
 	for g.chance(20) {
@@ -227,6 +359,9 @@ func (g *generator) statement() string {
 	case g.chance(8):
 		return pick(g, pinning)
 	case g.naming && g.chance(15):
+		if g.shapes { // not the last, the view: a statement that cannot be prepared any more is not carried to where it is looked at
+			return pick(g, preparing[:len(preparing)-1])
+		}
 		return pick(g, preparing)
 	}
 	return pick(g, statements)

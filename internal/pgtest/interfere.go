@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -146,12 +147,39 @@ func (in *interferer) interfere(manner, sql string) {
 	}
 }
 
-// runBeside runs a script on the interferer's target and has the interferer act where the script says so.
-func (in *interferer) runBeside(s *Script, timeout time.Duration) (Transcript, error) {
+// change runs sql directly, as the script's user, and waits for that. It must have an end whatever the script has locked: its
+// outcome depends on nothing but that. Locks of catalogs, which scripts beside it take, are waited for.
+func (in *interferer) change(ctx context.Context, sql string) (string, error) {
+	c, err := login(ctx, in.answers.target.Dial, in.answers.target.options())
+	if err != nil {
+		return "", err
+	}
+	defer c.close()
+	return c.answer(interference{manner: "visit", sql: sql})
+}
+
+// reset makes the table of a script that changes it what it was. A script that has ended may still be about to give up its locks.
+func (in *interferer) reset(ctx context.Context, table string) error {
+	answer, err := in.change(ctx, fmt.Sprintf("set client_min_messages = warning; drop table if exists %[1]s cascade; create table %[1]s (id int, body text); insert into %[1]s values (1, 'one')", table))
+	if err == nil && strings.Contains(answer, "ErrorResponse") {
+		err = fmt.Errorf("resetting %s: %s", table, answer)
+	}
+	return err
+}
+
+// runBeside runs a script on the interferer's target and has the interferer act where the script says so. The table is one that the
+// script changes; it may be empty.
+func (in *interferer) runBeside(s *Script, table string, timeout time.Duration) (Transcript, error) {
 	ctx, cancel := context.WithTimeout(in.ctx, timeout)
 	defer cancel()
+	if table != "" {
+		if err := in.reset(ctx, table); err != nil {
+			return nil, err
+		}
+	}
 	opts := in.target.options()
 	opts.Interfere = in.interfere
+	opts.Change = func(sql string) (string, error) { return in.change(ctx, "set lock_timeout = 150; "+sql) }
 	transcript, err := s.Run(ctx, in.target.Dial, opts)
 	if settleErr := in.settle(ctx); err == nil {
 		err = settleErr

@@ -24,6 +24,8 @@ type Options struct {
 	// Interfere is called where the script has another client interfere; nil leaves that out. It may return before the
 	// other client is done, and must do so if that waits for this one.
 	Interfere func(manner, sql string)
+	// Change runs sql on a direct connection and returns what it is answered; nil leaves that out.
+	Change func(sql string) (string, error)
 }
 
 // maxMessage bounds a message from the server.
@@ -60,7 +62,8 @@ type session struct {
 	pieces     int    // size of the next write's pieces; 0 is one
 	owed       int    // ReadyForQuery still to come
 	settled    int    // probes sent
-	ended      bool   // the server has closed the connection
+	tables     tables
+	ended      bool // the server has closed the connection
 	transcript Transcript
 }
 
@@ -70,7 +73,7 @@ func login(ctx context.Context, dial DialFunc, opts Options) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &session{ctx: ctx, conn: conn, opts: opts, owed: 1, in: inbox{wake: make(chan struct{}, 1)}}
+	c := &session{ctx: ctx, conn: conn, opts: opts, owed: 1, in: inbox{wake: make(chan struct{}, 1)}, tables: tables{}}
 	c.stop = context.AfterFunc(ctx, c.abandon)
 	c.received.Add(1)
 	go c.receive()
@@ -111,12 +114,23 @@ func (c *session) step(st step) error {
 		if c.opts.Interfere != nil {
 			c.opts.Interfere(st.name, st.sql)
 		}
+	case opChange:
+		return c.change(st.sql)
 	case opSettle:
 		return c.settle()
 	case opWait:
 		return c.wait(st.name)
 	}
 	return nil
+}
+
+func (c *session) change(sql string) error {
+	if c.opts.Change == nil {
+		return nil
+	}
+	answer, err := c.opts.Change(sql)
+	c.note("change " + answer)
+	return err
 }
 
 func (c *session) wait(name string) error {
@@ -191,7 +205,7 @@ func (c *session) until(last func(message) bool) error {
 		if m.kind == 'Z' {
 			c.owed--
 		}
-		c.transcript = append(c.transcript, m.String())
+		c.transcript = append(c.transcript, c.tables.number(m).String())
 		if last(m) {
 			return nil
 		}

@@ -29,6 +29,8 @@ import (
 //	wait EOF                                 until the server closes the connection
 //	settle                                   until all is answered, whatever state the session is in
 //	interfere simple|extended|visit "sql"    another client runs sql about now
+//	change "sql"                             a client on a direct connection runs sql, without waiting for locks; what it is
+//	                                         answered stands in the transcript
 //
 // Messages are gathered and written at once where the script waits. What follows the last wait is settled. A plain wait
 // must not be used where the server ignores a Sync or a Query (in COPY, or after an error in the extended protocol);
@@ -47,7 +49,7 @@ type step struct {
 	data   []byte // opSend: the encoded message
 	owes   bool   // opSend: a ReadyForQuery is due
 	name   string // opWait: message type; opInterfere: manner
-	sql    string // opInterfere
+	sql    string // opInterfere, opChange
 	pieces int    // opChop
 }
 
@@ -59,6 +61,7 @@ const (
 	opSettle
 	opChop
 	opInterfere
+	opChange
 )
 
 // Parse reads a script.
@@ -99,6 +102,20 @@ func ReadScripts(dir fs.FS) ([]*Script, error) {
 
 // String is the script's text.
 func (s *Script) String() string { return strings.Join(s.lines, "\n") + "\n" }
+
+// renamed is the script with one name for another, and whether it has that name at all.
+func (s *Script) renamed(old, name string) (*Script, bool) {
+	text := s.String()
+	if !strings.Contains(text, old) {
+		return s, false
+	}
+	r, err := parseLines(strings.Split(strings.ReplaceAll(text, old, name), "\n"))
+	if err != nil {
+		panic(fmt.Sprintf("pgtest: %s: %v", s.Name, err)) // it was a script before
+	}
+	r.Name = s.Name
+	return r, true
+}
 
 func parseLines(lines []string) (*Script, error) {
 	s := &Script{}
@@ -146,6 +163,8 @@ func parseControl(a *args) (st step, known bool) {
 		if st.name != "simple" && st.name != "extended" && st.name != "visit" {
 			a.fail("interfere %q is unknown", st.name)
 		}
+	case "change":
+		st = step{op: opChange, sql: a.str()}
 	case "Raw":
 		st = step{op: opSend, data: a.hex()}
 	default:

@@ -2,6 +2,8 @@ package pgtest
 
 import (
 	"bufio"
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"regexp"
@@ -46,6 +48,34 @@ func (m message) String() string {
 		return m.name()
 	}
 	return m.name() + " " + strconv.Quote(string(m.body))
+}
+
+// tables numbers the tables whose columns a session has been told of, by OID: a table that a script creates anew has another one in every
+// run.
+type tables map[uint32]uint32
+
+// firstOID is the first that tables of users have (PostgreSQL's access/transam.h).
+const firstOID = 16384
+
+// number puts the numbers of tables in the place of their OIDs in a RowDescription.
+func (t tables) number(m message) message {
+	if m.kind != 'T' || len(m.body) < 2 {
+		return m
+	}
+	const afterName = 18 // length of what follows a column's name
+	for rest := m.body[2:]; ; {
+		_, column, ok := bytes.Cut(rest, []byte{0})
+		if !ok || len(column) < afterName {
+			return m
+		}
+		if oid := binary.BigEndian.Uint32(column); oid >= firstOID {
+			if t[oid] == 0 {
+				t[oid] = firstOID + uint32(len(t))
+			}
+			binary.BigEndian.PutUint32(column, t[oid])
+		}
+		rest = column[afterName:]
+	}
 }
 
 // A Difference is one that is accepted between a server's answers and those through the proxy.

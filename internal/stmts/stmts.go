@@ -40,6 +40,20 @@ func (st Statement) Tail() string { return st.h.Value().tail }
 // SQL reports whether the statement was made by PREPARE.
 func (st Statement) SQL() bool { return st != Statement{} && st.h.Value().sql }
 
+// Spelled returns the statement whose parameters are of given types, in the form of a ParameterDescription's body: what the server
+// makes of the text when those that the client left open are what they were once found to be.
+func (st Statement) Spelled(params string) Statement {
+	v := st.h.Value()
+	text, _, _ := strings.Cut(v.tail, "\x00")
+	return Statement{unique.Make(statement{tail: text + "\x00" + params, set: v.set, sql: v.sql})}
+}
+
+// A Shape is what the server says of a statement when it is asked. The zero value is that of one that it was not asked about.
+type Shape struct {
+	Params  string // the body of the ParameterDescription; empty if that is long: then Columns stands for it, too
+	Columns uint64 // stands for the RowDescription; never 0
+}
+
 // MaxName is how many bytes of a name the server looks at (NAMEDATALEN - 1).
 const MaxName = 63
 
@@ -56,7 +70,7 @@ type Names struct {
 type binding struct {
 	name  string
 	st    Statement
-	shape uint64
+	shape Shape
 }
 
 // Len returns the number of names.
@@ -90,17 +104,17 @@ func (n *Names) Find(name []byte) (Statement, bool) {
 	return n.list[i].Value().st, true
 }
 
-// Shape returns what the session was told of the parameters and columns of the statement of a name; 0 if nothing.
-func (n *Names) Shape(name []byte) uint64 {
+// Shape returns what the session was told of the statement of a name.
+func (n *Names) Shape(name []byte) Shape {
 	i, ok := n.search(name)
 	if !ok {
-		return 0
+		return Shape{}
 	}
 	return n.list[i].Value().shape
 }
 
 // SetShape changes it.
-func (n *Names) SetShape(name []byte, shape uint64) {
+func (n *Names) SetShape(name []byte, shape Shape) {
 	if i, ok := n.search(name); ok {
 		b := n.list[i].Value()
 		b.shape = shape
@@ -164,10 +178,9 @@ func (n *Names) Keep(f func(name string, st Statement) bool) {
 
 // Prepared is a statement on a server connection.
 type Prepared struct {
-	Name string
-	St   Statement
-	// Shape stands for its parameters and columns, as the server describes them; 0 if it has not been asked.
-	Shape uint64
+	Name  string
+	St    Statement
+	Shape Shape
 	// By is the id of the session for which it was prepared; 0 if none may be concluded from when that was.
 	By uint64
 	// At is when that was, by any clock that the caller likes.

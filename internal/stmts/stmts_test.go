@@ -22,6 +22,12 @@ func TestStatementsAreTheSameByContent(t *testing.T) {
 	require.True(t, InternSQL([]byte("prepare a as select 1"), "").SQL())
 }
 
+func TestAStatementSpelledIsTheOneWithTheseTypes(t *testing.T) {
+	st := Intern([]byte("select $1\x00\x00\x00"), "set")
+	require.Equal(t, Intern([]byte("select $1\x00\x00\x01\x00\x00\x00\x17"), "set"), st.Spelled("\x00\x01\x00\x00\x00\x17"))
+	require.Equal(t, st, st.Spelled("\x00\x00"))
+}
+
 // TestNamesAreAMap compares Names with a map, whatever is done to both.
 func TestNamesAreAMap(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
