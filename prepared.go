@@ -125,7 +125,7 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 		described = string(key)
 	}
 	provide := s.provide
-	if s.failsAnyhow(msg[0], a, st) {
+	if s.failsAnyhow(msg[0], a, st, s.toldOf(key)) {
 		provide = s.provideFailing
 	}
 	p, why := provide(msg, name, at, st, first)
@@ -145,10 +145,20 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 // noName is the first byte of the names of statements that do not exist.
 const noName = 1
 
+// toldOf returns what the session was told of the statement of a name; nothing of one whose Parse is under way.
+func (s *Session) toldOf(name []byte) stmts.Shape {
+	for i := range s.ops {
+		if op := &s.ops[i]; (op.kind == opParse || op.kind == opClose) && op.name == string(name) {
+			return stmts.Shape{}
+		}
+	}
+	return s.names.Shape(name)
+}
+
 // provide makes a message use the statement st as the server connection has it, and prepares it there if need be.
 func (s *Session) provide(msg, name []byte, at int, st stmts.Statement, first bool) (*stmts.Prepared, stop) {
 	p := s.current(st)
-	told := s.names.Shape(stmts.Cut(name))
+	told := s.toldOf(stmts.Cut(name))
 	s.toldFirst = ""
 	changed, fresh := told != stmts.Shape{} && (p == nil || p.Shape != told), true
 	switch {
@@ -170,7 +180,7 @@ func (s *Session) provide(msg, name []byte, at int, st stmts.Statement, first bo
 		st, _ = s.names.Find(stmts.Cut(name))
 		return s.provide(msg, name, at, st, first)
 	case changed:
-		if msg[0] == wire.Describe {
+		if msg[0] == wire.Describe && s.turn.Status() != 'E' { // there it fails before
 			s.toldFirst = told.Params
 		}
 		return p, s.compare(stmts.Cut(name), p, fresh)

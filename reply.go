@@ -212,7 +212,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 		s.env.namePid(msg)
 	case wire.ParameterDescription, wire.RowDescription, wire.NoData:
 		if len(s.ops) > 0 && (s.ops[0].kind == opDescribe || s.ops[0].kind == opCheck) {
-			s.noteShape(msg)
+			noteShape(&s.shape, msg)
 		}
 	}
 	if private && len(sc.own) > 0 && sc.own[0].hear(msg) {
@@ -221,6 +221,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	if msg[0] == wire.ErrorResponse && (sc.kept.whole || s.keeps) && !private && s.heals(sc, msg) {
 		return turn.Swallow, s.sendsHealed()
 	}
+	prepares := len(s.ops) > 0 && s.ops[0].kind == opPrepare
 	v := s.turn.Received(msg[0], arg)
 	if len(s.ops) > 0 {
 		s.answeredNamed(sc)
@@ -233,7 +234,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 		s.noteStale(sc, msg[wire.HeaderLen:])
 		s.settlePids(true)
 	}
-	if msg[0] == wire.ErrorResponse && !private && v == turn.Swallow {
+	if msg[0] == wire.ErrorResponse && !private && v == turn.Swallow && prepares {
 		s.ownErr = bytes.Clone(msg[wire.HeaderLen:])
 	}
 	if private && msg[0] == wire.ReadyForQuery {

@@ -30,22 +30,22 @@ func (s *Session) check(p *stmts.Prepared) {
 }
 
 // noteShape takes a message of the answer to a Describe of a statement into account.
-func (s *Session) noteShape(msg []byte) {
+func noteShape(sh *stmts.Shape, msg []byte) {
 	body := msg[wire.HeaderLen:]
 	var h maphash.Hash
 	h.SetSeed(shapeSeed)
 	if msg[0] == wire.ParameterDescription {
-		if string(body) != s.shape.Params { // as a string of its own
-			s.shape.Params = paramsKept(body)
+		if string(body) != sh.Params { // as a string of its own
+			sh.Params = paramsKept(body)
 		}
-		if s.shape.Params == "" {
+		if sh.Params == "" {
 			_, _ = h.Write(body)
 		}
-		s.shape.Columns = h.Sum64() | 1
+		sh.Columns = h.Sum64() | 1
 		return
 	}
 	var prior [8]byte
-	binary.BigEndian.PutUint64(prior[:], s.shape.Columns)
+	binary.BigEndian.PutUint64(prior[:], sh.Columns)
 	_, _ = h.Write(prior[:])
 	for len(body) > 2 && msg[0] == wire.RowDescription && len(msg) > int(wire.Length(msg)) {
 		name, rest, ok := wire.CString(body[2:])
@@ -56,7 +56,7 @@ func (s *Session) noteShape(msg []byte) {
 		_, _ = h.Write(rest[6:columnLen]) // the table may be another one of the same kind
 		body = rest[columnLen-2:]
 	}
-	s.shape.Columns = h.Sum64() | 1
+	sh.Columns = h.Sum64() | 1
 }
 
 // maxShapeParams bounds the types of parameters that are kept of a statement.
@@ -93,10 +93,10 @@ func (s *Session) spell(name []byte, p *stmts.Prepared, told stmts.Shape) bool {
 }
 
 // failsAnyhow reports whether a Bind or Describe is in a failed transaction block, where the server refuses it whatever the statement
-// returns: there is nothing to compare, and nothing can be prepared.
-func (s *Session) failsAnyhow(typ byte, a act, st stmts.Statement) bool {
+// returns, or describes one that returns nothing: there is nothing to compare, and nothing can be prepared.
+func (s *Session) failsAnyhow(typ byte, a act, st stmts.Statement, told stmts.Shape) bool {
 	return s.turn.Status() == 'E' && s.turn.Ready() == 0 && (a.info == nil || a.info.Effects&sqlscan.TxnEnd == 0) &&
-		(typ == wire.Bind || s.srv.prepared.Find(st) != nil)
+		(typ == wire.Bind || s.srv.prepared.Find(st) != nil || told.Params != "" && told == withoutColumns(told.Params))
 }
 
 // provideFailing is provide for what failsAnyhow. A Bind of what is not there gets an empty statement with as many parameters, which the
@@ -107,12 +107,7 @@ func (s *Session) provideFailing(msg, name []byte, at int, st stmts.Statement, f
 		if !first {
 			return nil, stopPrime
 		}
-		n := s.paramsOf(msg, name, at)
-		tail := append([]byte{0}, make([]byte, 2+4*n)...)
-		binary.BigEndian.PutUint16(tail[1:], uint16(n))
-		for i := range n {
-			binary.BigEndian.PutUint32(tail[3+4*i:], oidText)
-		}
+		tail := append([]byte{0}, s.paramsOf(msg, name, at)...)
 		if st = stmts.Intern(tail, ""); s.srv.prepared.Find(st) == nil {
 			s.prepare(s.freeName(stmts.Cut(name)), st)
 		}
@@ -123,11 +118,30 @@ func (s *Session) provideFailing(msg, name []byte, at int, st stmts.Statement, f
 
 const oidText = 25 // of the type text
 
-// paramsOf returns how many parameters the statement of a Bind has, as the session was told, or else as the Bind has it.
-func (s *Session) paramsOf(msg, name []byte, at int) int {
+// withoutColumns is what is told of a statement that returns nothing.
+func withoutColumns(params string) (sh stmts.Shape) {
+	noteShape(&sh, appendParams(nil, params))
+	noteShape(&sh, []byte{wire.NoData, 0, 0, 0, 4})
+	return sh
+}
+
+// paramsOf returns the number and types of the parameters that the statement of a Bind or Describe has, as the session was told; if it was
+// not, as many as the Bind has, of any type.
+func (s *Session) paramsOf(msg, name []byte, at int) []byte {
 	if told := s.names.Shape(stmts.Cut(name)).Params; told != "" {
-		return int(binary.BigEndian.Uint16([]byte(told)))
+		return []byte(told)
 	}
+	n := bound(msg, name, at)
+	params := make([]byte, 2+4*n)
+	binary.BigEndian.PutUint16(params, uint16(n))
+	for i := range n {
+		binary.BigEndian.PutUint32(params[2+4*i:], oidText)
+	}
+	return params
+}
+
+// bound returns how many parameters a Bind has.
+func bound(msg, name []byte, at int) int {
 	rest := msg[at+len(name)+1:]
 	if len(rest) < 2 {
 		return 0
