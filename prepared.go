@@ -73,32 +73,38 @@ func statementName(msg []byte) (name []byte, at int, ok bool) {
 // findStatement returns the statement of a name as it will be when the server has read what was sent, if no error comes first. The
 // caller has seen to it that nothing of an earlier batch is under way.
 func (s *Session) findStatement(name []byte) (st stmts.Statement, a act, known bool) {
+	st, _, a, known = s.lookUp(name)
+	return st, a, known
+}
+
+// lookUp is findStatement with what the session was told of the statement: nothing, while its Parse is under way.
+func (s *Session) lookUp(name []byte) (st stmts.Statement, told stmts.Shape, a act, known bool) {
 	for i := len(s.sqlOps) - 1; i >= 0; i-- {
 		switch op := &s.sqlOps[i]; {
 		case op.kind == sqlscan.RefDeallocateAll, op.kind == sqlscan.RefDeallocate && op.name == string(name):
-			return stmts.Statement{}, act{}, false
+			return stmts.Statement{}, stmts.Shape{}, act{}, false
 		case op.name == string(name):
-			return op.st, act{}, true
+			return op.st, stmts.Shape{}, act{}, true
 		}
 	}
 	for i := len(s.ops) - 1; i >= 0; i-- {
 		switch op := &s.ops[i]; {
 		case op.kind != opParse && op.kind != opClose || op.name != string(name):
 		case op.kind == opClose:
-			return stmts.Statement{}, act{}, false
+			return stmts.Statement{}, stmts.Shape{}, act{}, false
 		default:
-			return op.st, op.act, true
+			return op.st, stmts.Shape{}, op.act, true
 		}
 	}
-	st, known = s.names.Find(name)
-	return st, s.acts[string(name)], known
+	st, told, known = s.names.Lookup(name)
+	return st, told, s.acts[string(name)], known
 }
 
 // named sees to it that a Bind, Describe or Close of a named statement means on the session's server connection what it
 // means to the session.
 func (s *Session) named(msg, name []byte, at int, first bool) stop {
 	key := stmts.Cut(name)
-	st, a, known := s.findStatement(key)
+	st, told, a, known := s.lookUp(key)
 	sc := s.srv
 	switch {
 	case known && st == stmts.Statement{}: // on this connection only
@@ -125,10 +131,10 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 		described = string(key)
 	}
 	provide := s.provide
-	if s.failsAnyhow(msg[0], a, st, s.toldOf(key)) {
+	if s.failsAnyhow(msg[0], a, st, told) || misfits(msg, name, at, told) {
 		provide = s.provideFailing
 	}
-	p, why := provide(msg, name, at, st, first)
+	p, why := provide(msg, name, at, st, told, first)
 	if why != stopNot || s.refusal != nil {
 		return why
 	}
@@ -145,20 +151,9 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 // noName is the first byte of the names of statements that do not exist.
 const noName = 1
 
-// toldOf returns what the session was told of the statement of a name; nothing of one whose Parse is under way.
-func (s *Session) toldOf(name []byte) stmts.Shape {
-	for i := range s.ops {
-		if op := &s.ops[i]; (op.kind == opParse || op.kind == opClose) && op.name == string(name) {
-			return stmts.Shape{}
-		}
-	}
-	return s.names.Shape(name)
-}
-
 // provide makes a message use the statement st as the server connection has it, and prepares it there if need be.
-func (s *Session) provide(msg, name []byte, at int, st stmts.Statement, first bool) (*stmts.Prepared, stop) {
+func (s *Session) provide(msg, name []byte, at int, st stmts.Statement, told stmts.Shape, first bool) (*stmts.Prepared, stop) {
 	p := s.current(st)
-	told := s.toldOf(stmts.Cut(name))
 	s.toldFirst = ""
 	changed, fresh := told != stmts.Shape{} && (p == nil || p.Shape != told), true
 	switch {
@@ -178,7 +173,7 @@ func (s *Session) provide(msg, name []byte, at int, st stmts.Statement, first bo
 	switch {
 	case changed && s.compared == p && s.spell(stmts.Cut(name), p, told):
 		st, _ = s.names.Find(stmts.Cut(name))
-		return s.provide(msg, name, at, st, first)
+		return s.provide(msg, name, at, st, told, first)
 	case changed:
 		if msg[0] == wire.Describe && s.turn.Status() != 'E' { // there it fails before
 			s.toldFirst = told.Params

@@ -101,13 +101,13 @@ func (s *Session) failsAnyhow(typ byte, a act, st stmts.Statement, told stmts.Sh
 
 // provideFailing is provide for what failsAnyhow. A Bind of what is not there gets an empty statement with as many parameters, which the
 // server refuses as it would have refused the other.
-func (s *Session) provideFailing(msg, name []byte, at int, st stmts.Statement, first bool) (*stmts.Prepared, stop) {
+func (s *Session) provideFailing(msg, name []byte, at int, st stmts.Statement, told stmts.Shape, first bool) (*stmts.Prepared, stop) {
 	p := s.srv.prepared.Find(st)
 	if p == nil {
 		if !first {
 			return nil, stopPrime
 		}
-		tail := append([]byte{0}, s.paramsOf(msg, name, at)...)
+		tail := append([]byte{0}, paramsOf(msg, name, at, told)...)
 		if st = stmts.Intern(tail, ""); s.srv.prepared.Find(st) == nil {
 			s.prepare(s.freeName(stmts.Cut(name)), st)
 		}
@@ -127,11 +127,11 @@ func withoutColumns(params string) (sh stmts.Shape) {
 
 // paramsOf returns the number and types of the parameters that the statement of a Bind or Describe has, as the session was told; if it was
 // not, as many as the Bind has, of any type.
-func (s *Session) paramsOf(msg, name []byte, at int) []byte {
-	if told := s.names.Shape(stmts.Cut(name)).Params; told != "" {
-		return []byte(told)
+func paramsOf(msg, name []byte, at int, told stmts.Shape) []byte {
+	if told.Params != "" {
+		return []byte(told.Params)
 	}
-	n := bound(msg, name, at)
+	n := max(0, bound(msg, name, at))
 	params := make([]byte, 2+4*n)
 	binary.BigEndian.PutUint16(params, uint16(n))
 	for i := range n {
@@ -140,17 +140,27 @@ func (s *Session) paramsOf(msg, name []byte, at int) []byte {
 	return params
 }
 
-// bound returns how many parameters a Bind has.
+// bound returns how many parameters a Bind has, or -1 if that is not there.
 func bound(msg, name []byte, at int) int {
 	rest := msg[at+len(name)+1:]
 	if len(rest) < 2 {
-		return 0
+		return -1
 	}
 	formats := int(binary.BigEndian.Uint16(rest))
 	if rest = rest[2:]; len(rest) < 2*formats+2 {
-		return 0
+		return -1
 	}
 	return int(binary.BigEndian.Uint16(rest[2*formats:]))
+}
+
+// misfits reports whether a Bind has another number of parameters than the statement, which the server finds before it looks whether the
+// statement can be run.
+func misfits(msg, name []byte, at int, told stmts.Shape) bool {
+	if msg[0] != wire.Bind || told.Params == "" {
+		return false
+	}
+	n := bound(msg, name, at)
+	return n >= 0 && n != int(told.Params[0])<<8|int(told.Params[1])
 }
 
 // toldParams returns what a Describe of a statement of that name is answered before the server looks at its columns.

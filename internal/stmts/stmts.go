@@ -104,6 +104,16 @@ func (n *Names) Find(name []byte) (Statement, bool) {
 	return n.list[i].Value().st, true
 }
 
+// Lookup is Find and Shape in one.
+func (n *Names) Lookup(name []byte) (st Statement, told Shape, ok bool) {
+	i, ok := n.search(name)
+	if !ok {
+		return Statement{}, Shape{}, false
+	}
+	b := n.list[i].Value()
+	return b.st, b.shape, true
+}
+
 // Shape returns what the session was told of the statement of a name.
 func (n *Names) Shape(name []byte) Shape {
 	i, ok := n.search(name)
