@@ -550,7 +550,9 @@ func (s *Session) callByName(sc *server, msg []byte) []byte {
 	}
 	name, known := s.nameOf(p.St)
 	if !known {
-		return nil
+		if name, known = s.standNames[p.St]; !known {
+			return nil
+		}
 	}
 	out := append(bytes.Clone(head), what...)
 	out = append(append(append(out, name...), '"'), rest...)

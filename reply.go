@@ -302,7 +302,7 @@ func (sc *server) noteReady(s *Session, v turn.Verdict, private bool) (turn.Verd
 
 // atRest decides what follows when nothing is owed.
 func (sc *server) atRest(s *Session) outcome {
-	s.risk, s.lexical, s.ownErr = false, false, nil
+	s.risk, s.lexical, s.ownErr, s.standNames = false, false, nil, nil
 	if s.sqlOps = nil; len(s.ops) > 0 { // nothing is owed: they should have been answered
 		s.ops = nil
 		s.turn.Lose()

@@ -98,19 +98,20 @@ type Session struct {
 	risk       bool // something that may commit is under way
 	strings    bool // standard_conforming_strings
 
-	names      stmts.Names              // the session's named statements, as the server has confirmed them
-	acts       map[string]act           // what those of interest may do
-	ops        []stmtOp                 // Parses and Closes of named statements under way
-	refPortals map[string]*sqlscan.Info // portals bound since the last boundary that prepare or drop statements by SQL
-	closed     []stmts.Statement        // that the session closed lately
-	sqlOps     []sqlOp                  // the same, by SQL
-	batch      uint32                   // counts what ends in a ReadyForQuery
-	ownErr     []byte                   // of a message of the proxy's own about a statement that the client's is about: what that is to be told
-	headLen    int                      // bytes at the end of prefix that stand for the beginning of the message at hand
-	described  bool                     // the Describe at hand is one whose answer counts
-	shape      stmts.Shape              // what a Describe of a statement was answered so far
-	faked      bool                     // something else is sent in the place of the Parse at hand
-	under      string                   // readUnder, as long as set is underOf
+	names      stmts.Names                // the session's named statements, as the server has confirmed them
+	acts       map[string]act             // what those of interest may do
+	ops        []stmtOp                   // Parses and Closes of named statements under way
+	refPortals map[string]*sqlscan.Info   // portals bound since the last boundary that prepare or drop statements by SQL
+	closed     []stmts.Statement          // that the session closed lately
+	sqlOps     []sqlOp                    // the same, by SQL
+	batch      uint32                     // counts what ends in a ReadyForQuery
+	ownErr     []byte                     // of a message of the proxy's own about a statement that the client's is about: what that is to be told
+	headLen    int                        // bytes at the end of prefix that stand for the beginning of the message at hand
+	described  bool                       // the Describe at hand is one whose answer counts
+	shape      stmts.Shape                // what a Describe of a statement was answered so far
+	standNames map[stmts.Statement]string // the client's names of those that failing Binds use instead of theirs
+	faked      bool                       // something else is sent in the place of the Parse at hand
+	under      string                     // readUnder, as long as set is underOf
 	underOf    settings
 
 	set         settings         // what the session has set, as far as it is known

@@ -112,6 +112,10 @@ func (s *Session) provideFailing(msg, name []byte, at int, st stmts.Statement, t
 			s.prepare(s.freeName(stmts.Cut(name)), st)
 		}
 		p = s.srv.prepared.Find(st)
+		if s.standNames == nil {
+			s.standNames = make(map[stmts.Statement]string)
+		}
+		s.standNames[st] = string(stmts.Cut(name))
 	}
 	return p, s.rename(msg, name, at, p.Name, first)
 }
