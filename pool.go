@@ -110,11 +110,11 @@ func (p *pool) take(s *Session) *server {
 // maxPicked is among how many idle connections one with the right settings is looked for.
 const maxPicked = 64
 
-// pickLocked returns which idle connection is lent to s next, -1 if there is none: of those used last the one that has
-// the session's values of sequences, if it minds, or the settings, or else the last.
+// pickLocked returns which idle connection is lent to s next, -1 if there is none: in turn, or of those used last the one
+// that has the session's values of sequences, if it minds, or the settings, or else the last.
 func (p *pool) pickLocked(s *Session) int {
 	last := len(p.idle) - 1
-	if p.env.rotate {
+	if p.env.cfg.RoundRobin {
 		return min(last, 0)
 	}
 	if s.minds() {

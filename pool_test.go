@@ -492,6 +492,32 @@ func TestTheFirstClientOpensOneConnection(t *testing.T) {
 	})
 }
 
+func TestWhichIdleConnectionIsLent(t *testing.T) {
+	for name, inTurn := range map[string]bool{"the one used last": false, "in turn": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, pgmoor.Config{MaxConnections: 3, RoundRobin: inTurn}, new(fake))
+				clients := []*client{r.connect(t, "u"), r.connect(t, "u"), r.connect(t, "u")}
+				for _, c := range clients {
+					c.ok("BEGIN")
+				}
+				var idle []string // the one that has been idle longest first
+				for _, c := range clients {
+					idle = append(idle, c.ok("pid"))
+					c.ok("COMMIT")
+				}
+				for i := range 7 {
+					want := idle[2]
+					if inTurn {
+						want = idle[i%3]
+					}
+					require.Equal(t, want, clients[i/4].ok("pid"))
+				}
+			})
+		})
+	}
+}
+
 func TestAConnectionWithACancelUnderWayIsNotLent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := &fake{onCancel: func(uint32) { time.Sleep(3 * time.Second) }}

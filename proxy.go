@@ -74,7 +74,6 @@ type env struct {
 	up            *upstream
 	log           *slog.Logger
 	policy        PinningPolicy
-	rotate        bool
 	defaultPolicy bool
 	maxStatements int // on a server connection
 	count         counters
@@ -135,7 +134,7 @@ func New(l net.Listener, cfg Config) (*Proxy, error) {
 		budget: &budget{limit: cfg.maxConnections()}, deaf: make(chan struct{}),
 	}
 	p.env = &env{
-		cfg: &p.cfg, up: up, log: cfg.logger(), policy: cfg.pinning(), rotate: cfg.rotate, maxStatements: cfg.maxStatements(), defaultPolicy: cfg.pinning() == DefaultPinning{},
+		cfg: &p.cfg, up: up, log: cfg.logger(), policy: cfg.pinning(), maxStatements: cfg.maxStatements(), defaultPolicy: cfg.pinning() == DefaultPinning{},
 		byPid: make(map[uint32]*Session), lastPid: firstPid, pins: make(map[string]pinCount),
 		texts: sqlscan.NewCache(cachedTexts, cfg.VerifyFunctions...),
 	}
