@@ -57,7 +57,7 @@ type Proxy struct {
 	alive     int           // accept loops that run
 	deaf      chan struct{} // closed when the last of them has ended by itself
 	deafErr   error         // why
-	pools     map[poolKey]*pool
+	pools     map[poolKey]*pool // by sorted key
 	budget    *budget
 	shaking   map[net.Conn]struct{} // connections in the middle of a handshake
 	started   bool
@@ -363,13 +363,14 @@ func (p *Proxy) pool(key poolKey) (*pool, error) {
 	if p.closed {
 		return nil, ErrProxyClosed
 	}
-	pl := p.pools[key]
+	by := key.sorted()
+	pl := p.pools[by]
 	if pl == nil {
 		var err error
 		if pl, err = newPool(key, p.env.up, p.env, p.budget); err != nil {
 			return nil, err
 		}
-		p.pools[key] = pl
+		p.pools[by] = pl
 		p.budget.add(pl)
 	}
 	pl.mu.Lock()
