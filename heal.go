@@ -98,7 +98,7 @@ func (s *Session) heals(sc *server, msg []byte) bool {
 func refusesPlan(body []byte) bool {
 	switch string(wire.ErrorField(body, 'C')) {
 	case codeNotSupported:
-		return string(wire.ErrorField(body, 'R')) == "RevalidateCachedQuery"
+		return string(wire.ErrorField(body, 'R')) == replans
 	case codeInternal: // cache lookup failed for type, for example
 		return true
 	}

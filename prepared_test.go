@@ -167,6 +167,7 @@ func TestBugClass2AStatementWhoseTableHasChanged(t *testing.T) {
 		for range 4 {
 			require.Nil(t, again(fresh, "all").err)
 			require.Equal(t, "0A000", again(c, "all").code(), "the other one was told something else")
+			require.Equal(t, "RevalidateCachedQuery", again(c, "all").err.Routine, "drivers look for it")
 		}
 		c.send(&pgproto3.Close{ObjectType: 'S', Name: "all"}, &pgproto3.Sync{})
 		require.Nil(t, c.reply().err)
