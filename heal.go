@@ -115,7 +115,7 @@ func (s *Session) older(p *stmts.Prepared, missing bool) bool {
 		return true
 	}
 	name, known := s.nameOf(p.St)
-	return known && p.By != s.id && s.names.Shape([]byte(name)) == 0
+	return known && !s.madeFor(p) && s.names.Shape([]byte(name)) == 0
 }
 
 // healBatch is heals for a batch of the extended protocol; open says that its Sync was not sent yet. What was answered and dropped again is a portal at most: what the

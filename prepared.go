@@ -180,7 +180,7 @@ func (s *Session) compare(name []byte, p *stmts.Prepared) stop {
 		s.refusal = errShape
 		return stopNot
 	}
-	if p.Shape != 0 || p.By != s.id {
+	if p.Shape != 0 || !s.madeFor(p) {
 		s.evict(p)
 		p = s.prepareFor(name, p.St)
 	}
@@ -557,8 +557,12 @@ func (s *Session) deallocated(sc *server, forSession bool) {
 	if forSession {
 		s.names.Clear()
 		s.acts = nil
+		s.droppedAt = s.env.statementIDs.Add(1)
 	}
 }
+
+// madeFor reports whether a server connection's statement was prepared there for what the session has prepared, which is then as old.
+func (s *Session) madeFor(p *stmts.Prepared) bool { return p.By == s.id && p.At >= s.droppedAt }
 
 // callByName returns an ErrorResponse that calls a prepared statement by its name on the server connection, with the session's name
 // for it instead; nil for any other.

@@ -54,9 +54,9 @@ type Proxy struct {
 
 	mu        sync.Mutex
 	listeners []net.Listener
-	alive     int           // accept loops that run
-	deaf      chan struct{} // closed when the last of them has ended by itself
-	deafErr   error         // why
+	alive     int               // accept loops that run
+	deaf      chan struct{}     // closed when the last of them has ended by itself
+	deafErr   error             // why
 	pools     map[poolKey]*pool // by sorted key
 	budget    *budget
 	shaking   map[net.Conn]struct{} // connections in the middle of a handshake

@@ -102,6 +102,7 @@ type Session struct {
 	ops         []stmtOp                 // Parses and Closes of named statements under way
 	refPortals  map[string]*sqlscan.Info // portals bound since the last boundary that prepare or drop statements by SQL
 	closed      []stmts.Statement        // that the session closed lately
+	droppedAt   uint64                   // when it dropped all of them
 	sqlOps      []sqlOp                  // the same, by SQL
 	batch       uint32                   // counts what ends in a ReadyForQuery
 	ownErr      []byte                   // of a message of the proxy's own about a statement that the client's is about: what that is to be told

@@ -165,7 +165,7 @@ func (s *Session) current(st stmts.Statement) *stmts.Prepared {
 
 // outdate sees to it that who prepares the statement of p from now on gets a new one.
 func (s *Session) outdate(p *stmts.Prepared) {
-	if name, known := s.nameOf(p.St); !known || p.By != s.id || s.names.Shape([]byte(name)) != 0 { // else PostgreSQL would go on refusing it
+	if name, known := s.nameOf(p.St); !known || !s.madeFor(p) || s.names.Shape([]byte(name)) != 0 { // else PostgreSQL would go on refusing it
 		s.pool.outdated.set(p.St, s.env.statementIDs.Add(1))
 	}
 	if p.St == (stmts.Statement{}) || p.St.SQL() { // PREPARE makes a new one anyhow
