@@ -292,11 +292,12 @@ func isUnnamedStatement(msg []byte) bool {
 
 // parse looks at a Parse of the unnamed statement. Nothing has an effect yet.
 func (s *Session) parse(msg []byte, l int, first bool) stop {
-	body := msg[wire.HeaderLen:]
+	body, was := msg[wire.HeaderLen:], s.seq.unnamed
 	a, big := s.text(body[1:], l-len(msg)+len(body)-1, preparesUnnamed)
 	if why := s.bySQL(a.info, false, first); why != stopNot {
 		return why
 	}
+	s.replaceUnnamed(msg, a, was)
 	s.forgetPids(nil)
 	s.parsedHere = true
 	s.queried = false // it would have dropped the one before

@@ -90,12 +90,14 @@ type Session struct {
 	served     bool
 	unnamed    []byte // the last Parse of the unnamed statement
 	unnamedID  uint64
-	opaque     bool // the client's encoding hides ASCII characters: its texts are not read
-	portalRisk bool // a portal may
-	stmtRisk   bool // the unnamed statement may commit something
-	nameRisk   bool // a named statement may
-	risk       bool // something that may commit is under way
-	strings    bool // standard_conforming_strings
+	unnamedAt  uint64     // which of the session's it is; the first of those that have the same text
+	replaced   []replaced // those before it in its batch
+	opaque     bool       // the client's encoding hides ASCII characters: its texts are not read
+	portalRisk bool       // a portal may
+	stmtRisk   bool       // the unnamed statement may commit something
+	nameRisk   bool       // a named statement may
+	risk       bool       // something that may commit is under way
+	strings    bool       // standard_conforming_strings
 
 	names       stmts.Names              // the session's named statements, as the server has confirmed them
 	acts        map[string]act           // what those of interest may do
