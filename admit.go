@@ -156,7 +156,8 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 				return why
 			}
 		}
-		if why := s.consider(msg, name, l, first); why != stopNot {
+		m := s.renamed(msg, first)
+		if why := s.consider(m, name, l-len(msg)+len(m), first); why != stopNot {
 			return why
 		}
 	}

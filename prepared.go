@@ -140,9 +140,17 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 		s.described = true
 	}
 	if msg[0] == wire.Bind {
-		s.bindNamed(a, msg)
+		s.bindNamed(a, s.renamed(msg, first))
 	}
 	return stopNot
+}
+
+// renamed returns a message as it is after rename: it begins later where it got a shorter name.
+func (s *Session) renamed(msg []byte, first bool) []byte {
+	if !first || s.headLen > 0 { // it was not moved, or what is sent in its place is in the prefix
+		return msg
+	}
+	return msg[s.instead:]
 }
 
 // noName is the first byte of the names of statements that do not exist.
