@@ -9,24 +9,12 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/pgmoor/pgmoor/internal/stmts"
 	"github.com/pgmoor/pgmoor/internal/wire"
 )
 
 // This file keeps shared prepared statements from meaning something else than when they were prepared: under other settings, or
 // after a change of the database's tables.
-
-// errShape is what PostgreSQL says of a statement whose result would be another than when it was prepared. Drivers look at the
-// routine: the SQLSTATE says too little.
-var errShape = &Error{
-	Code: codeNotSupported, Message: "cached plan must not change result type",
-	server: &pgconn.PgError{File: "plancache.c", Routine: replans},
-}
-
-// replans is the function of PostgreSQL's that finds a plan out of date.
-const replans = "RevalidateCachedQuery"
 
 // check asks for the shape of a statement, in front of the next message.
 func (s *Session) check(p *stmts.Prepared) {
