@@ -533,6 +533,7 @@ func TestWhichIdleConnectionIsLent(t *testing.T) {
 				for _, c := range clients {
 					idle = append(idle, c.ok("pid"))
 					c.ok("COMMIT")
+					synctest.Wait() // until it is given back
 				}
 				for i := range 7 {
 					want := idle[2]
@@ -540,6 +541,7 @@ func TestWhichIdleConnectionIsLent(t *testing.T) {
 						want = idle[i%3]
 					}
 					require.Equal(t, want, clients[i/4].ok("pid"))
+					synctest.Wait()
 				}
 			})
 		})
