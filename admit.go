@@ -160,7 +160,8 @@ func (s *Session) admit(msg []byte, l int, first bool) stop {
 				return why
 			}
 		}
-		if why := s.consider(msg, name, l, first); why != stopNot {
+		m := s.renamed(msg, first)
+		if why := s.consider(m, name, l-len(msg)+len(m), first); why != stopNot {
 			return why
 		}
 	}
@@ -316,7 +317,7 @@ func isUnnamedStatement(msg []byte) bool {
 
 // parse looks at a Parse of the unnamed statement. Nothing has an effect yet.
 func (s *Session) parse(msg []byte, l int, first bool) stop {
-	body := msg[wire.HeaderLen:]
+	body, was := msg[wire.HeaderLen:], s.seq.unnamed
 	a, big := s.text(body[1:], l-len(msg)+len(body)-1, preparesUnnamed)
 	if why := s.seekIn(a, body[1:]); why != stopNot {
 		return why
@@ -324,6 +325,7 @@ func (s *Session) parse(msg []byte, l int, first bool) stop {
 	if why := s.bySQL(a.info, false, first); why != stopNot {
 		return why
 	}
+	s.replaceUnnamed(msg, a, was)
 	s.forgetPids(nil)
 	s.parsedHere = true
 	s.queried = false // it would have dropped the one before

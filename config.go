@@ -81,6 +81,11 @@ type Config struct {
 	// zero, DefaultMaxStatements.
 	MaxStatements int
 
+	// RoundRobin lends server connections in turn: next is the one that has been idle longest, whatever it was used for. It is
+	// PgBouncer's server_round_robin. If false, it is the one that was used last, of those in the client's settings where there is
+	// one; the others then stay idle and are closed in the end.
+	RoundRobin bool
+
 	// BorrowTimeout is how long a request waits for a server connection before it fails with SQLSTATE 08000, and a client
 	// that logs in for the first one of its kind (see HandshakeTimeout). It is RDS Proxy's
 	// ConnectionBorrowTimeout. If zero, DefaultBorrowTimeout; NoWait does not wait; at most
@@ -127,9 +132,6 @@ type Config struct {
 
 	// plainIO keeps every connection on the ordinary path; tests compare the two.
 	plainIO bool
-	// rotate lends the least recently used idle connection instead of the most recently used one; tests use it to
-	// change the server connection at every boundary.
-	rotate bool
 }
 
 // Upstream describes the PostgreSQL servers and how they are reached. Nothing is taken from the PG* variables of the

@@ -19,7 +19,7 @@ import (
 )
 
 var (
-	randomScripts = flag.Int("scripts", 300, "random scripts per variant of the differential test")
+	randomScripts = flag.Int("scripts", 120, "random scripts per variant of the differential test")
 	randomSeed    = flag.Uint64("seed", 1, "seed of the random scripts; 0: a new one")
 )
 

@@ -130,6 +130,16 @@ var (
 	}
 )
 
+// errShape is what PostgreSQL says of a statement whose result would be another than when it was prepared. Drivers look at the
+// routine: the SQLSTATE says too little.
+var errShape = &Error{
+	Code: codeNotSupported, Message: "cached plan must not change result type",
+	server: &pgconn.PgError{File: "plancache.c", Routine: replans},
+}
+
+// replans is the function of PostgreSQL's that finds a plan out of date.
+const replans = "RevalidateCachedQuery"
+
 // lostPinned is what a pinned client is told when its server connection, and its state with it, is gone.
 func lostPinned(reason string) *Error {
 	return &Error{

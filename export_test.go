@@ -4,4 +4,4 @@ package pgmoor
 func WithPlainIO(cfg Config) Config { cfg.plainIO = true; return cfg }
 
 // WithRotation returns cfg with server connections lent in turn.
-func WithRotation(cfg Config) Config { cfg.rotate = true; return cfg }
+func WithRotation(cfg Config) Config { cfg.RoundRobin = true; return cfg }

@@ -98,7 +98,7 @@ func (s *Session) heals(sc *server, msg []byte) bool {
 func refusesPlan(body []byte) bool {
 	switch string(wire.ErrorField(body, 'C')) {
 	case codeNotSupported:
-		return string(wire.ErrorField(body, 'R')) == "RevalidateCachedQuery"
+		return string(wire.ErrorField(body, 'R')) == replans
 	case codeInternal: // cache lookup failed for type, for example
 		return true
 	}
@@ -115,7 +115,7 @@ func (s *Session) older(p *stmts.Prepared, missing bool) bool {
 		return true
 	}
 	name, known := s.nameOf(p.St)
-	return known && p.By != s.id && s.names.Shape([]byte(name)) == stmts.Shape{}
+	return known && !s.madeFor(p) && s.names.Shape([]byte(name)) == stmts.Shape{}
 }
 
 // healBatch is heals for a batch of the extended protocol; open says that its Sync was not sent yet. What was answered and dropped again is a portal at most: what the

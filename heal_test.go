@@ -143,6 +143,29 @@ func TestAStatementFromBeforeAChangeIsHealed(t *testing.T) {
 	}
 }
 
+// TestAStatementThatItsOwnSessionDroppedIsHealed is about drivers that drop all statements when they see the database change, and prepare
+// them again: the plans that were made for them before, on other server connections, are not theirs any more.
+func TestAStatementThatItsOwnSessionDroppedIsHealed(t *testing.T) {
+	const text = "SELECT * FROM carried"
+	for _, drop := range []string{"DEALLOCATE ALL", "DISCARD ALL", "DEALLOCATE all_of_it"} {
+		t.Run(drop, func(t *testing.T) {
+			onBoth(t, func(t *testing.T, version int) {
+				p, direct := opened(t, version)
+				c := over(t, p)
+				require.Nil(t, prepares(c, "all_of_it", text).err)
+				everywhere(func() { require.Nil(t, again(c, "all_of_it").err) })
+				direct.ok("ALTER TABLE carried ADD COLUMN more int")
+				c.ok(drop)
+				require.Nil(t, prepares(c, "all_of_it", text).err)
+				for range 2 {
+					everywhere(func() { require.Nil(t, again(c, "all_of_it").err) })
+				}
+				pinnedBy(t, p)
+			})
+		})
+	}
+}
+
 // TestAStatementWhoseTypeWasMadeAgainIsHealed is about plans that name a type which is not there any more.
 func TestAStatementWhoseTypeWasMadeAgainIsHealed(t *testing.T) {
 	onBoth(t, func(t *testing.T, version int) {

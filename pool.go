@@ -6,11 +6,14 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/puddle/v2"
+
+	"github.com/pgmoor/pgmoor/internal/wire"
 )
 
 // poolKey is what server connections must have in common to be lent to the same clients: everything that is decided when
@@ -18,6 +21,30 @@ import (
 type poolKey struct {
 	database, user string
 	params         string // startup parameters in order: name, 0, value, 0
+}
+
+// sorted returns the key with the parameters by name. Some drivers send them in another order each time, which is all the same to
+// the server, save for the order of those with one name, and of a role and session_authorization.
+func (k poolKey) sorted() poolKey {
+	var all []string
+	for rest := []byte(k.params); len(rest) > 0; {
+		param := rest
+		name, _, _ := wire.CString(param)
+		if strings.EqualFold(string(name), settingAuthorization) {
+			return k
+		}
+		_, rest, _ = wire.CString(param[len(name)+1:])
+		all = append(all, string(param[:len(param)-len(rest)]))
+	}
+	slices.SortStableFunc(all, func(a, b string) int { return strings.Compare(paramName(a), paramName(b)) })
+	k.params = strings.Join(all, "")
+	return k
+}
+
+// paramName returns the name of a startup parameter, in lower case: the server does not tell case apart.
+func paramName(param string) string {
+	name, _, _ := strings.Cut(param, "\x00")
+	return strings.ToLower(name)
 }
 
 // puddleCeiling is puddle's own limit, which cannot be changed and is never reached: the live limit is the budget's.
@@ -31,7 +58,7 @@ type pool struct {
 	renewed        renewals      // of prepared statements
 	statementEpoch atomic.Uint64 // counts the plans that the server has refused
 
-	key    poolKey
+	key    poolKey // as the first client had it
 	up     *upstream
 	env    *env
 	budget *budget
@@ -112,11 +139,11 @@ func (p *pool) take(s *Session) *server {
 // maxPicked is among how many idle connections one with the right settings is looked for.
 const maxPicked = 64
 
-// pickLocked returns which idle connection is lent to s next, -1 if there is none: of those used last the one that has
-// the session's values of sequences, if it minds, or the settings, or else the last.
+// pickLocked returns which idle connection is lent to s next, -1 if there is none: in turn, or of those used last the one
+// that has the session's values of sequences, if it minds, or the settings, or else the last.
 func (p *pool) pickLocked(s *Session) int {
 	last := len(p.idle) - 1
-	if p.env.rotate {
+	if p.env.cfg.RoundRobin {
 		return min(last, 0)
 	}
 	if s.minds() {

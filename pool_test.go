@@ -280,6 +280,34 @@ func TestLoginsAreBoundedAndSoAreConnections(t *testing.T) {
 	})
 }
 
+func TestClientsWhoseStartupParametersDifferInOrderOnlyShareConnections(t *testing.T) {
+	for name, tc := range map[string]struct {
+		one, two []string
+		shared   bool
+	}{
+		"two names":              {[]string{"a", "1", "b", "2"}, []string{"b", "2", "a", "1"}, true},
+		"a value that is a name": {[]string{"a", "b", "b", "a"}, []string{"b", "a", "a", "b"}, true},
+		"one name":               {[]string{"a", "1", "a", "2"}, []string{"a", "2", "a", "1"}, false},
+		"one name in two cases":  {[]string{"A", "1", "a", "2"}, []string{"a", "2", "A", "1"}, false},
+		"another value":          {[]string{"a", "1", "b", "2"}, []string{"b", "1", "a", "2"}, false},
+		"authorization":          {[]string{"role", "x", "session_authorization", "y"}, []string{"session_authorization", "y", "role", "x"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, pgmoor.Config{}, new(fake))
+				ask := func(params []string) string {
+					c := r.dialClient(t)
+					_, err := c.conn.Write(packet(version30, "user\x00u\x00"+strings.Join(params, "\x00")+"\x00\x00"))
+					require.NoError(t, err)
+					require.Nil(t, c.reply().err)
+					return c.ok("pid")
+				}
+				require.Equal(t, tc.shared, ask(tc.one) == ask(tc.two))
+			})
+		})
+	}
+}
+
 func TestAnIdleConnectionOfOneUserMakesRoomForAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := new(fake)
@@ -490,6 +518,34 @@ func TestTheFirstClientOpensOneConnection(t *testing.T) {
 			require.EqualValues(t, 1, r.Stats().ServersOpened)
 		}
 	})
+}
+
+func TestWhichIdleConnectionIsLent(t *testing.T) {
+	for name, inTurn := range map[string]bool{"the one used last": false, "in turn": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, pgmoor.Config{MaxConnections: 3, RoundRobin: inTurn}, new(fake))
+				clients := []*client{r.connect(t, "u"), r.connect(t, "u"), r.connect(t, "u")}
+				for _, c := range clients {
+					c.ok("BEGIN")
+				}
+				var idle []string // the one that has been idle longest first
+				for _, c := range clients {
+					idle = append(idle, c.ok("pid"))
+					c.ok("COMMIT")
+					synctest.Wait() // until it is given back
+				}
+				for i := range 7 {
+					want := idle[2]
+					if inTurn {
+						want = idle[i%3]
+					}
+					require.Equal(t, want, clients[i/4].ok("pid"))
+					synctest.Wait()
+				}
+			})
+		})
+	}
 }
 
 func TestAConnectionWithACancelUnderWayIsNotLent(t *testing.T) {

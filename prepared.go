@@ -143,9 +143,17 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 		s.described = true
 	}
 	if msg[0] == wire.Bind {
-		s.bindNamed(a, msg)
+		s.bindNamed(a, s.renamed(msg, first))
 	}
 	return stopNot
+}
+
+// renamed returns a message as it is after rename: it begins later where it got a shorter name.
+func (s *Session) renamed(msg []byte, first bool) []byte {
+	if !first || s.headLen > 0 { // it was not moved, or what is sent in its place is in the prefix
+		return msg
+	}
+	return msg[s.instead:]
 }
 
 // noName is the first byte of the names of statements that do not exist.
@@ -532,8 +540,12 @@ func (s *Session) deallocated(sc *server, forSession bool) {
 	if forSession {
 		s.names.Clear()
 		s.acts = nil
+		s.droppedAt = s.env.statementIDs.Add(1)
 	}
 }
+
+// madeFor reports whether a server connection's statement was prepared there for what the session has prepared, which is then as old.
+func (s *Session) madeFor(p *stmts.Prepared) bool { return p.By == s.id && p.At >= s.droppedAt }
 
 // callByName returns an ErrorResponse that calls a prepared statement by its name on the server connection, with the session's name
 // for it instead; nil for any other.

@@ -167,6 +167,7 @@ func TestBugClass2AStatementWhoseTableHasChanged(t *testing.T) {
 		for range 4 {
 			require.Nil(t, again(fresh, "all").err)
 			require.Equal(t, "0A000", again(c, "all").code(), "the other one was told something else")
+			require.Equal(t, "RevalidateCachedQuery", again(c, "all").err.Routine, "drivers look for it")
 		}
 		c.send(&pgproto3.Close{ObjectType: 'S', Name: "all"}, &pgproto3.Sync{})
 		require.Nil(t, c.reply().err)
@@ -200,6 +201,40 @@ func TestBugClass2AParameterWhoseTypeHasChanged(t *testing.T) {
 			codes[again(c, "one", "1").code()]++
 		}
 		require.Equal(t, map[string]int{"42883": 6}, codes, "text = integer, as directly")
+	})
+}
+
+// TestANameThatGetsShorterLeavesTheParametersWhereTheyAre is about Binds of statements that are known under shorter names on the server
+// connections: what they set and prepare has to be read all the same.
+func TestANameThatGetsShorterLeavesTheParametersWhereTheyAre(t *testing.T) {
+	const set, prepare = "SELECT set_config($1, $2, false)", "PREPARE carried_sql AS SELECT 'sql'"
+	onBoth(t, func(t *testing.T, version int) {
+		p, _ := carrying(t, version, 0)
+		long, other := over(t, p), over(t, p)
+		for _, c := range []*client{other, long} { // the one with the short names has them on each connection
+			name := map[*client]string{other: "s", long: "much_longer"}[c]
+			require.Nil(t, prepares(c, name, set).err)
+			for range 4 {
+				require.Nil(t, again(c, name, "work_mem", "5MB").err)
+			}
+		}
+		require.Nil(t, again(long, "much_longer", "work_mem", "7MB").err)
+		for range 4 {
+			require.Equal(t, "7MB", long.ok("SHOW work_mem"))
+			require.Equal(t, "5MB", other.ok("SHOW work_mem"))
+		}
+		for range 3 {
+			for i, c := range []*client{other, long} {
+				name := []string{"p", "much_longer_p"}[i]
+				require.Nil(t, prepares(c, name, prepare).err)
+				require.Nil(t, again(c, name).err)
+				for range 4 {
+					require.Equal(t, "sql", c.ok("EXECUTE carried_sql"))
+				}
+				c.ok("DEALLOCATE carried_sql", "DEALLOCATE "+name)
+			}
+		}
+		require.Empty(t, p.Stats().PinsTotal)
 	})
 }
 

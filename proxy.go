@@ -54,10 +54,10 @@ type Proxy struct {
 
 	mu        sync.Mutex
 	listeners []net.Listener
-	alive     int           // accept loops that run
-	deaf      chan struct{} // closed when the last of them has ended by itself
-	deafErr   error         // why
-	pools     map[poolKey]*pool
+	alive     int               // accept loops that run
+	deaf      chan struct{}     // closed when the last of them has ended by itself
+	deafErr   error             // why
+	pools     map[poolKey]*pool // by sorted key
 	budget    *budget
 	shaking   map[net.Conn]struct{} // connections in the middle of a handshake
 	started   bool
@@ -74,7 +74,6 @@ type env struct {
 	up            *upstream
 	log           *slog.Logger
 	policy        PinningPolicy
-	rotate        bool
 	defaultPolicy bool
 	maxStatements int // on a server connection
 	count         counters
@@ -135,7 +134,7 @@ func New(l net.Listener, cfg Config) (*Proxy, error) {
 		budget: &budget{limit: cfg.maxConnections()}, deaf: make(chan struct{}),
 	}
 	p.env = &env{
-		cfg: &p.cfg, up: up, log: cfg.logger(), policy: cfg.pinning(), rotate: cfg.rotate, maxStatements: cfg.maxStatements(), defaultPolicy: cfg.pinning() == DefaultPinning{},
+		cfg: &p.cfg, up: up, log: cfg.logger(), policy: cfg.pinning(), maxStatements: cfg.maxStatements(), defaultPolicy: cfg.pinning() == DefaultPinning{},
 		byPid: make(map[uint32]*Session), lastPid: firstPid, pins: make(map[string]pinCount),
 		texts: sqlscan.NewCache(cachedTexts, cfg.VerifyFunctions...),
 	}
@@ -364,13 +363,14 @@ func (p *Proxy) pool(key poolKey) (*pool, error) {
 	if p.closed {
 		return nil, ErrProxyClosed
 	}
-	pl := p.pools[key]
+	by := key.sorted()
+	pl := p.pools[by]
 	if pl == nil {
 		var err error
 		if pl, err = newPool(key, p.env.up, p.env, p.budget); err != nil {
 			return nil, err
 		}
-		p.pools[key] = pl
+		p.pools[by] = pl
 		p.budget.add(pl)
 	}
 	pl.mu.Lock()

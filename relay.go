@@ -79,7 +79,11 @@ func (s *Session) directLocked(b []byte, done int) (int, link.Next) {
 		rest, k, _ := s.feedRest(append(append([]byte(nil), prefix...), out...), b[n:])
 		prefix, out, n = nil, rest, n+k
 	}
-	s.holds = 0 // what is behind is looked at again
+	if len(s.prefix) > 0 { // what the message that waits waits for
+		out = s.heldBack(out)
+	} else {
+		s.holds = 0 // what is behind is looked at again
+	}
 	if sc.foreign && s.seq.heeds != 0 {
 		prefix = append(s.shield(sc), prefix...)
 	}

@@ -313,10 +313,7 @@ func (sc *server) atRest(s *Session) outcome {
 	if s.turn.Lost() {
 		s.pin(EffectProtocol)
 	}
-	if s.turn.Unnamed() == turn.UnnamedOlder {
-		s.fallBack()
-	}
-	s.olderRisk = false
+	s.settleUnnamed()
 	s.settlePids(false)
 	if s.turn.Status() == 'I' {
 		s.portalRisk = false
@@ -351,6 +348,7 @@ func (sc *server) atRest(s *Session) outcome {
 // fallBack takes note that the unnamed statement is not that of the last Parse, which failed or was skipped, but an earlier
 // one, of whose text nothing is known any more. Where a batch of the pipeline used it as that of the last one, it was run.
 func (s *Session) fallBack() {
+	s.unnamed = nil
 	if s.stmt.info != unclassified {
 		a, refuse := s.judge(unclassified, nil, 0, preparesUnnamed)
 		if refuse != nil { // the policy's refusals are of texts

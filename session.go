@@ -91,18 +91,21 @@ type Session struct {
 	served     bool
 	unnamed    []byte // the last Parse of the unnamed statement
 	unnamedID  uint64
-	opaque     bool // the client's encoding hides ASCII characters: its texts are not read
-	portalRisk bool // a portal may
-	stmtRisk   bool // the unnamed statement may commit something
-	nameRisk   bool // a named statement may
-	risk       bool // something that may commit is under way
-	strings    bool // standard_conforming_strings
+	unnamedAt  uint64     // which of the session's it is; the first of those that have the same text
+	replaced   []replaced // those before it in its batch
+	opaque     bool       // the client's encoding hides ASCII characters: its texts are not read
+	portalRisk bool       // a portal may
+	stmtRisk   bool       // the unnamed statement may commit something
+	nameRisk   bool       // a named statement may
+	risk       bool       // something that may commit is under way
+	strings    bool       // standard_conforming_strings
 
 	names      stmts.Names                // the session's named statements, as the server has confirmed them
 	acts       map[string]act             // what those of interest may do
 	ops        []stmtOp                   // Parses and Closes of named statements under way
 	refPortals map[string]*sqlscan.Info   // portals bound since the last boundary that prepare or drop statements by SQL
 	closed     []stmts.Statement          // that the session closed lately
+	droppedAt  uint64                     // when it dropped all of them
 	sqlOps     []sqlOp                    // the same, by SQL
 	batch      uint32                     // counts what ends in a ReadyForQuery
 	ownErr     []byte                     // of a message of the proxy's own about a statement that the client's is about: what that is to be told

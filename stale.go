@@ -17,9 +17,6 @@ import (
 // This file keeps shared prepared statements from meaning something else than when they were prepared: under other settings, or
 // after a change of the database's tables.
 
-// errShape is what PostgreSQL says of a statement whose result would be another than when it was prepared.
-var errShape = &Error{Code: codeNotSupported, Message: "cached plan must not change result type"}
-
 // check asks for the shape of a statement, in front of the next message.
 func (s *Session) check(p *stmts.Prepared) {
 	s.front()
@@ -289,7 +286,7 @@ func (s *Session) current(st stmts.Statement) *stmts.Prepared {
 
 // outdate sees to it that who prepares the statement of p from now on gets a new one.
 func (s *Session) outdate(p *stmts.Prepared) {
-	if name, known := s.nameOf(p.St); !known || p.By != s.id || s.names.Shape([]byte(name)) != (stmts.Shape{}) { // else PostgreSQL would go on refusing it
+	if name, known := s.nameOf(p.St); !known || !s.madeFor(p) || s.names.Shape([]byte(name)) != (stmts.Shape{}) { // else PostgreSQL would go on refusing it
 		s.pool.outdated.set(p.St, s.env.statementIDs.Add(1))
 	}
 	if p.St == (stmts.Statement{}) || p.St.SQL() { // PREPARE makes a new one anyhow

@@ -16,7 +16,7 @@ tools=${PGMOOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pgmoor}/tools
 
 die() { echo "test.sh: $*" >&2; exit 1; }
 
-current=arguments failed=yes proxy_pid='' cluster='' pg15='' direct=''
+current=arguments failed=yes proxy_pid='' cluster='' pg15='' direct='' address=''
 # finish: on the way out, whatever the reason, nothing is left running.
 finish() {
   [ -z "$proxy_pid" ] || kill "$proxy_pid" 2>/dev/null || true
@@ -141,26 +141,40 @@ stop_cluster() {
   cluster=''
 }
 
-# compat: every driver through the standalone daemon and directly. The drivers hold up to 22 sessions open at once.
-compat() {
-  local address='' program
-  start_cluster
-  program=$cluster/standalone
-  go -C examples build -o "$program" ./standalone
-  "$program" -listen 127.0.0.1:0 -upstream "postgres://$direct?sslmode=disable" -auth trust -max-connections 30 \
-    -log-level warn 2>"$cluster/standalone.log" &
+# start_proxy FLAG...: the standalone daemon in front of the cluster, on the free loopback port that address then names.
+start_proxy() {
+  go -C examples build -o "$cluster/standalone" ./standalone
+  "$cluster/standalone" -listen 127.0.0.1:0 -upstream "postgres://$direct?sslmode=disable" -auth trust "$@" 2>"$cluster/standalone.log" &
   proxy_pid=$!
+  address=''
   for _ in {1..100}; do
     address=$(sed -n 's/^pgmoor: ready on \([^,]*\),.*/\1/p' "$cluster/standalone.log")
-    [ -z "$address" ] || break
+    [ -z "$address" ] || return 0
     kill -0 "$proxy_pid" 2>/dev/null || break
     sleep 0.1
   done
-  [ -n "$address" ] || { cat "$cluster/standalone.log"; die "standalone did not get ready"; }
-  compat/run.sh "$address" "$direct"
+  cat "$cluster/standalone.log"
+  die "standalone did not get ready"
+}
+
+stop_proxy() {
   kill -TERM "$proxy_pid"
   wait "$proxy_pid" || { cat "$cluster/standalone.log"; die "standalone did not drain"; }
   proxy_pid=''
+}
+
+# compat: every driver through the standalone daemon and directly. The drivers hold up to 22 sessions open at once. Then those of
+# their programs that have nothing but prepared statements, on three server connections in turn: none may need one for itself.
+compat() {
+  local stats
+  start_cluster
+  start_proxy -max-connections 30 -log-level warn
+  compat/run.sh "$address" "$direct"
+  stop_proxy
+  start_proxy -max-connections 3 -round-robin -metrics 127.0.0.1:0
+  stats=http://$(sed -n 's/.*msg="pgmoor: metrics" addr=//p' "$cluster/standalone.log")/stats
+  compat/run.sh -statements "$stats" "$address" "$direct" || { cat "$cluster/standalone.log"; return 1; }
+  stop_proxy
   stop_cluster
 }
 

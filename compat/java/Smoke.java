@@ -16,9 +16,11 @@ import java.sql.Types;
 import java.time.OffsetDateTime;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashSet;
 import java.util.HexFormat;
 import java.util.List;
 import java.util.Properties;
+import java.util.Set;
 import java.util.TreeMap;
 import java.util.concurrent.Callable;
 import java.util.concurrent.ExecutorService;
@@ -33,15 +35,18 @@ import org.postgresql.util.ServerErrorMessage;
 
 /** The smoke program of pgjdbc: query modes, prepared statements, batches, cursors, COPY, threads. */
 public final class Smoke {
-  private static final String SCHEMA = "compat_pgjdbc";
+  static final String SCHEMA = "compat_pgjdbc";
   private static final int LOCK = 70107;
   private static final int WORKERS = 20;
   private static final int TRANSACTIONS = 20;
 
-  private static boolean failed;
+  /** The texts of the statements that were prepared by query. */
+  static final Set<String> TEXTS = new HashSet<>();
+
+  static boolean failed;
 
   /** A part of the program, run on a connection of its own. */
-  private interface Part {
+  interface Part {
     void run(String name, Connection conn) throws Exception;
   }
 
@@ -73,7 +78,7 @@ public final class Smoke {
     System.out.println("done");
   }
 
-  private static void part(String name, String property, Part part) {
+  static void part(String name, String property, Part part) {
     try (Connection conn = connect(property)) {
       part.run(name, conn);
     } catch (Exception e) {
@@ -89,7 +94,7 @@ public final class Smoke {
   }
 
   /** Connects with one more property, given as name=value, or with none. */
-  private static Connection connect(String property) throws SQLException {
+  static Connection connect(String property) throws SQLException {
     Properties properties = new Properties();
     properties.setProperty("ApplicationName", "compat_pgjdbc");
     properties.setProperty("options", "-c search_path=" + SCHEMA + " -c geqo=off");
@@ -109,7 +114,7 @@ public final class Smoke {
     return DriverManager.getConnection(url, properties);
   }
 
-  private static void admin(String... statements) throws SQLException {
+  static void admin(String... statements) throws SQLException {
     try (Connection conn = connect(new Properties(), env("PGDATABASE", "postgres")); Statement statement = conn.createStatement()) {
       for (String sql : statements) {
         statement.execute(sql);
@@ -117,12 +122,12 @@ public final class Smoke {
     }
   }
 
-  private static synchronized void check(String name, Object seen) {
+  static synchronized void check(String name, Object seen) {
     System.out.println(("- " + name + ": " + seen).replace("\n", "\\n"));
   }
 
   /** What a program can learn from an error. */
-  private static String failure(SQLException e) {
+  static String failure(SQLException e) {
     ServerErrorMessage m = e instanceof PSQLException p ? p.getServerErrorMessage() : null;
     if (m == null) {
       return e.getClass().getSimpleName() + " " + e.getSQLState();
@@ -148,7 +153,8 @@ public final class Smoke {
   }
 
   /** Executes and reports every result, the notices, and the transaction state. */
-  private static void query(Connection conn, String name, String sql, Object... values) throws SQLException {
+  static void query(Connection conn, String name, String sql, Object... values) throws SQLException {
+    TEXTS.add(sql);
     try (PreparedStatement statement = conn.prepareStatement(sql)) {
       execute(conn, name, statement, values);
     } catch (SQLException e) {
@@ -156,7 +162,7 @@ public final class Smoke {
     }
   }
 
-  private static void execute(Connection conn, String name, PreparedStatement statement, Object... values) throws SQLException {
+  static void execute(Connection conn, String name, PreparedStatement statement, Object... values) throws SQLException {
     try {
       for (int n = 0; n < values.length; n++) {
         statement.setObject(n + 1, values[n]);
@@ -189,7 +195,7 @@ public final class Smoke {
     }
   }
 
-  private static void queries(String name, Connection conn) throws SQLException {
+  static void queries(String name, Connection conn) throws SQLException {
     OffsetDateTime when = OffsetDateTime.parse("2024-02-29T12:34:56.789Z");
     String types = "select ?::int4 i, ?::int8 b, ?::text t, ?::bool o, ?::float8 f, ?::bytea y, ?::timestamptz w, ?::int4[] a, ?::text n";
     try (PreparedStatement statement = conn.prepareStatement(types)) {
@@ -224,7 +230,7 @@ public final class Smoke {
     query(conn, name + "/drop", "drop table m");
   }
 
-  private static void batches(String name, Connection conn) throws SQLException {
+  static void batches(String name, Connection conn) throws SQLException {
     query(conn, name + "/create", "create table batch (id int primary key, v text)");
     batch(conn, name + "/good", 0, 1000, -1);
     batch(conn, name + "/error in the middle", 2000, 300, 150);

@@ -280,7 +280,14 @@ async function main() {
   if (!process.exitCode) console.log('done')
 }
 
-main().catch((error) => {
-  console.error(error)
-  process.exit(1)
-})
+// run runs a program to its end.
+function run(program) {
+  program().catch((error) => {
+    console.error(error)
+    process.exit(1)
+  })
+}
+
+if (require.main === module) run(main)
+
+module.exports = { check, config, failure, query, queries, run, schema }

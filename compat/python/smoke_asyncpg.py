@@ -16,8 +16,12 @@ LOCK = 70104
 SETTINGS = {"application_name": "compat_asyncpg", "search_path": SCHEMA, "geqo": "off", "timezone": "Europe/Berlin"}
 
 
+TEXTS = set()  # of the statements that were executed
+
+
 async def connect(**more):
     conn = await asyncpg.connect(server_settings=SETTINGS, **more)
+    conn.add_query_logger(lambda record: TEXTS.add(record.query))
     conn.add_log_listener(lambda _, message: check("notice", f"{message.severity} {message.sqlstate} {message.message}"))
     return conn
 

@@ -15,8 +15,19 @@ LOCK = 70103
 OPTIONS = f"-c search_path={SCHEMA} -c geqo=off -c timezone=Europe/Berlin"
 
 
+TEXTS = set()  # of the statements that were executed
+
+
+class Connection(psycopg.Connection):
+    """A connection that notes the texts of its statements."""
+
+    def execute(self, query, *args, **more):
+        TEXTS.add(str(query))
+        return super().execute(query, *args, **more)
+
+
 def connect(**more):
-    conn = psycopg.connect(application_name="compat_psycopg", options=OPTIONS, autocommit=True, **more)
+    conn = Connection.connect(application_name="compat_psycopg", options=OPTIONS, autocommit=True, **more)
     conn.add_notice_handler(lambda notice: check("notice", f"{notice.severity} {notice.sqlstate} {notice.message_primary}"))
     return conn
 

@@ -193,6 +193,10 @@ func (o *options) flags() *flag.FlagSet {
 		"loopback addresses and Unix sockets only; on the servers he needs a password of the users file, or none")
 	f.IntVar(&c.MaxConnections, "max-connections", pgmoor.DefaultMaxConnections, "open at most `N` server connections, over all databases and users")
 	f.IntVar(&c.MaxOpening, "max-opening", pgmoor.DefaultMaxOpening, "log in to the servers at most `N` times at once, for each database and user")
+	f.IntVar(&c.MaxStatements, "max-statements", pgmoor.DefaultMaxStatements, "keep at most `N` prepared statements on a server connection, for all clients together; beyond it the one\n"+
+		"that was not used for the longest time is closed, and prepared again where a client uses it")
+	f.BoolVar(&c.RoundRobin, "round-robin", false, "lend server connections in turn, the one that has been idle longest first, as PgBouncer's server_round_robin;\n"+
+		"without it, the one that was used last")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "`FILE` with the certificate for clients that ask for encryption, in PEM form, with -tls-key; read at\nthe start only")
 	f.StringVar(&o.tlsKey, "tls-key", "", "`FILE` with the key of -tls-cert")
 	f.BoolVar(&c.RequireTLS, "require-tls", false, "refuse clients that do not ask for encryption, except on Unix sockets")
@@ -225,8 +229,8 @@ func (o *options) resolve() error {
 	if o.drainTimeout <= 0 || o.config.HandshakeTimeout <= 0 {
 		return errors.New("-drain-timeout and -handshake-timeout must be positive")
 	}
-	if o.config.MaxConnections <= 0 || o.config.MaxOpening <= 0 {
-		return errors.New("-max-connections and -max-opening must be positive")
+	if o.config.MaxConnections <= 0 || o.config.MaxOpening <= 0 || o.config.MaxStatements <= 0 {
+		return errors.New("-max-connections, -max-opening and -max-statements must be positive")
 	}
 	if o.config.BorrowTimeout < 0 || o.config.BorrowTimeout > pgmoor.MaxBorrowTimeout {
 		return fmt.Errorf("-borrow-timeout must be between 0 and %v", pgmoor.MaxBorrowTimeout)

@@ -22,6 +22,7 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 		"-users", users, "-max-connections", "7", "-max-opening", "2", "-borrow-timeout", "0", "-idle-timeout", "0",
 		"-handshake-timeout", "5s", "-log-level", "warn", "-socket-mode", "0770",
 		"-pinning", "strict", "-verify", "listed", "-verify-functions", "enter_tenant, app.lock_job", "-unpin-interval", "0",
+		"-max-statements", "9", "-round-robin",
 	}, io.Discard)
 	require.NoError(t, err)
 	require.Equal(t, addresses{"127.0.0.1:7000", "/run/pgmoor.sock"}, o.listen)
@@ -30,6 +31,8 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 	require.Equal(t, "require", c.Upstream.SSLMode)
 	require.Equal(t, 7, c.MaxConnections)
 	require.Equal(t, 2, c.MaxOpening)
+	require.Equal(t, 9, c.MaxStatements)
+	require.True(t, c.RoundRobin)
 	require.Equal(t, pgmoor.NoWait, c.BorrowTimeout)
 	require.Negative(t, c.IdleTimeout)
 	require.Equal(t, pgmoor.StrictPinning{}, c.Pinning)
@@ -47,6 +50,8 @@ func TestFlagsDefaultToTheDefaultsOfThePackage(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, addresses{"127.0.0.1:6432"}, o.listen)
 	require.Equal(t, pgmoor.DefaultMaxConnections, o.config.MaxConnections)
+	require.Equal(t, pgmoor.DefaultMaxStatements, o.config.MaxStatements)
+	require.False(t, o.config.RoundRobin)
 	require.Equal(t, pgmoor.DefaultBorrowTimeout, o.config.BorrowTimeout)
 	require.Equal(t, pgmoor.DefaultIdleTimeout, o.config.IdleTimeout)
 	require.Equal(t, pgmoor.DefaultUnpinInterval, o.config.UnpinInterval)
@@ -112,6 +117,7 @@ func TestMistakesInFlagsAreNamed(t *testing.T) {
 		"TLS without":          {[]string{up, "-require-tls"}, "-require-tls needs"},
 		"certificate missing":  {[]string{up, "-tls-cert", "/nonexistent", "-tls-key", "/nonexistent"}, "-tls-cert"},
 		"no connections":       {[]string{up, "-max-connections", "0"}, "-max-connections"},
+		"no statements":        {[]string{up, "-max-statements", "0"}, "-max-statements"},
 		"long wait":            {[]string{up, "-borrow-timeout", "1h"}, "5m0s"},
 		"negative drain":       {[]string{up, "-drain-timeout", "-1s"}, "-drain-timeout"},
 		"empty users file":     {[]string{up, "-users", writeFile(t, "; nobody\n")}, "holds no users"},

@@ -77,8 +77,9 @@ type Turn struct {
 	lost      bool // the server's answers can no longer be foretold
 	unprimed  bool // an injected message failed or was skipped
 	unnamed   Unnamed
-	did       int // entries about named statements that were answered and not taken by TakeNamed
-	undid     int // those that came to nothing
+	sent, has uint64 // Parses of unnamed statements: how many were sent, and the number of the last that succeeded
+	did       int    // entries about named statements that were answered and not taken by TakeNamed
+	undid     int    // those that came to nothing
 }
 
 // Status returns the transaction status of the last ReadyForQuery: 'I', 'T' or 'E'.
@@ -91,6 +92,15 @@ func (t *Turn) Status() byte {
 
 // Unnamed returns what is known of the session's unnamed statement.
 func (t *Turn) Unnamed() Unnamed { return t.unnamed }
+
+// UnnamedSent returns how many Parses of unnamed statements the session has sent.
+func (t *Turn) UnnamedSent() uint64 { return t.sent }
+
+// UnnamedHas returns which of them, from 1 on, was the last to succeed: with UnnamedOlder, at rest, that is the session's.
+func (t *Turn) UnnamedHas() uint64 { return t.has }
+
+// Recall takes note that the text of the session's unnamed statement is known, though it is an older one.
+func (t *Turn) Recall() { t.unnamed = UnnamedLast }
 
 // Lose makes Lost report true.
 func (t *Turn) Lose() { t.lost = true }
@@ -194,6 +204,7 @@ func (t *Turn) sentParse(unnamed bool) bool {
 		t.unnamed = UnnamedOlder
 	}
 	t.parses++
+	t.sent++
 	return t.push(eParseUnnamed)
 }
 
@@ -464,7 +475,7 @@ func (t *Turn) receivedParse() Verdict {
 		return Swallow
 	case eParseUnnamed:
 		t.pop()
-		t.unnamed = UnnamedOlder
+		t.unnamed, t.has = UnnamedOlder, t.sent-uint64(t.parses)
 		if t.parses == 0 {
 			t.unnamed = UnnamedLast
 		}
@@ -587,7 +598,7 @@ func (t *Turn) Abandon() (ready int, cut bool) {
 	ready = t.ready
 	cut = t.skip || t.open
 	skipping := t.skip && t.ready == 0
-	*t = Turn{unnamed: t.unnamed, status: t.status}
+	*t = Turn{unnamed: t.unnamed, status: t.status, sent: t.sent, has: t.has}
 	if t.unnamed == UnnamedOlder {
 		t.unnamed = UnnamedNone
 	}

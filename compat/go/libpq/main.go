@@ -1,4 +1,5 @@
-// Command libpq is the smoke program of lib/pq under database/sql, with text and with binary parameters.
+// Command libpq is the smoke program of lib/pq under database/sql, with text and with binary parameters. Its argument
+// "statements" makes it the program of prepared statements.
 package main
 
 import (
@@ -23,6 +24,9 @@ func main() {
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
 	out := report.New(os.Stdout)
+	if isStatements() {
+		statements(ctx, out)
+	}
 	out.Run("setup", func() error { return admin(ctx, "drop schema if exists "+schema+" cascade; create schema "+schema) })
 	for _, way := range []string{"text", "binary"} {
 		extra := ""
@@ -87,6 +91,7 @@ func (p *probe) say(name, format string, args ...any) {
 
 // query reports all that a query answers, result set by result set.
 func (p *probe) query(name, text string, args ...any) {
+	noteText(text)
 	rows, err := p.conn.QueryContext(p.ctx, text, args...)
 	p.answer(name, rows, err)
 }
@@ -128,6 +133,7 @@ func resultSet(rows *sql.Rows) string {
 
 // exec reports the number of rows that a statement concerned.
 func (p *probe) exec(name, text string, args ...any) {
+	noteText(text)
 	result, err := p.conn.ExecContext(p.ctx, text, args...)
 	if err != nil {
 		p.say(name, "%s", failure(err))

@@ -1,4 +1,5 @@
-// Command pgx is the smoke program of pgx: connections in each query mode, batches, pipelines, COPY and a pool.
+// Command pgx is the smoke program of pgx: connections in each query mode, batches, pipelines, COPY and a pool. Its argument
+// "statements" makes it the program of prepared statements.
 package main
 
 import (
@@ -29,6 +30,9 @@ func main() {
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
 	out := report.New(os.Stdout)
+	if isStatements() {
+		statements(ctx, out)
+	}
 	out.Run("setup", func() error { return admin(ctx, "drop schema if exists "+schema+" cascade", "create schema "+schema) })
 	for _, mode := range modes {
 		each(ctx, out, mode.String(), mode, (*probe).queryMode)
@@ -116,6 +120,7 @@ func (p *probe) say(name, format string, args ...any) {
 
 // query reports all that one statement answers, and the transaction status afterwards.
 func (p *probe) query(name, sql string, args ...any) {
+	noteText(sql)
 	rows, err := p.conn.Query(p.ctx, sql, args...)
 	if err != nil {
 		p.say(name, "%s %c", failure(err), p.conn.PgConn().TxStatus())
