@@ -95,6 +95,27 @@ func TestListenersShareAConnection(t *testing.T) {
 	})
 }
 
+// TestBugClass13SubscriptionsAreCountedBySession has sessions listen more often than once, and stop before others do.
+func TestBugClass13SubscriptionsAreCountedBySession(t *testing.T) {
+	listens(t, 2, func(t *testing.T, p *pgmoor.Proxy, _ *pgtest.Cluster) {
+		a, b, n := over(t, p), over(t, p), over(t, p)
+		a.ok("LISTEN one", "LISTEN one", "BEGIN; LISTEN one; COMMIT")
+		b.ok("LISTEN one")
+		n.ok("NOTIFY one, 'x'")
+		require.Equal(t, "one:x", a.said(1))
+		require.Equal(t, "one:x", b.said(1))
+		a.ok("UNLISTEN one") // however often it has listened
+		n.ok("NOTIFY one, 'y'")
+		require.Equal(t, "one:y", b.said(1))
+		require.Equal(t, "SELECT 0, ready I", a.whole("SELECT WHERE false")[len("*pgproto3.RowDescription, "):], "told twice, or after its UNLISTEN")
+		require.NoError(t, b.conn.Close())
+		a.ok("LISTEN one")
+		n.ok("NOTIFY one, 'z'")
+		require.Equal(t, "one:z", a.said(1))
+		require.Empty(t, p.Stats().PinsTotal)
+	})
+}
+
 func TestWaitForNotification(t *testing.T) {
 	listens(t, 1, func(t *testing.T, p *pgmoor.Proxy, cluster *pgtest.Cluster) {
 		cfg, err := pgconn.ParseConfig("host=127.0.0.1 user=app dbname=app sslmode=disable")
@@ -151,7 +172,7 @@ func (c *client) script(statements ...string) {
 	}
 }
 
-func TestListenFollowsCommitAndRollback(t *testing.T) {
+func TestBugClass13ListenFollowsCommitAndRollback(t *testing.T) {
 	for name, row := range map[string]struct {
 		do   []string
 		want string
@@ -299,7 +320,7 @@ func TestNotificationsKeepTheirOrder(t *testing.T) {
 	})
 }
 
-func TestListenersOfDatabasesDoNotMix(t *testing.T) {
+func TestBugClass13ListenersOfDatabasesDoNotMix(t *testing.T) {
 	listens(t, 3, func(t *testing.T, p *pgmoor.Proxy, _ *pgtest.Cluster) {
 		a, b := over(t, p), overAs(t, p, "app", "database", "postgres")
 		a.ok("LISTEN x")
@@ -318,7 +339,7 @@ func endListener(t *testing.T, cluster *pgtest.Cluster, name string, c *client) 
 	require.Len(t, cluster.Exec(t, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '"+name+"' AND pid <> "+pooled), 1)
 }
 
-func TestALostListenerIsMadeAgainAndSaidSo(t *testing.T) {
+func TestBugClass13ALostListenerIsMadeAgainAndSaidSo(t *testing.T) {
 	listens(t, 1, func(t *testing.T, p *pgmoor.Proxy, cluster *pgtest.Cluster) {
 		name := fmt.Sprint("lost ", time.Now().UnixNano())
 		c, busy, n := overAs(t, p, "app", "application_name", name), overAs(t, p, "app", "application_name", name), overAs(t, p, "app", "application_name", name)
