@@ -78,6 +78,8 @@ func (s *Session) heals(sc *server, msg []byte) bool {
 	switch {
 	case !missing && !refusesPlan(msg[wire.HeaderLen:]):
 		return false
+	case len(wire.ErrorField(msg[wire.HeaderLen:], 'W')) > 0: // it comes from within what the statement has run
+		return false
 	case s.holds != 0 || s.gone || s.prefix != nil || sc.ask != nil:
 		return false
 	case k.whole && k.batch+1 == s.batch && s.turn.Ready() == 1 && !s.turn.Open():
@@ -158,7 +160,12 @@ func (s *Session) splitKept(sc *server, msgs []byte, answered int) (done, rest [
 			return msgs[:at:at], msgs[at:], p
 		}
 		switch m[0] {
-		case wire.Parse, wire.Bind, wire.Close:
+		case wire.Close:
+			if m[wire.HeaderLen] == 'P' { // of a portal that would be there again
+				return nil, nil, nil
+			}
+			n++
+		case wire.Parse, wire.Bind:
 			n++
 		case wire.Flush:
 		default: // the client has seen what it brought
@@ -273,27 +280,34 @@ func (s *Session) sendsHealed() outcome {
 // the batch is run once more, and -1 where what follows is not there yet.
 func (sc *server) describesInVain(s *Session, b []byte, l int) int {
 	if l > link.BufferSize/4 { // who knows whether what follows finds room
-		sc.kept.whole = false
-		return 0
+		return sc.toldShape(s)
 	}
 	next := b[l:]
 	switch {
 	case len(next) == 0:
 		return -1
-	case next[0] != wire.ErrorResponse:
+	case next[0] == wire.RowDescription || next[0] == wire.NoData:
 		return 0
+	case next[0] != wire.ErrorResponse:
+		return sc.toldShape(s)
 	case len(next) < wire.HeaderLen:
 		return -1
 	}
 	k := int(wire.Length(next)) + 1
 	switch {
 	case k > link.BufferSize/4:
-		return 0
+		return sc.toldShape(s)
 	case k > len(next):
 		return -1
 	case s.heals(sc, next[:k]):
 		sc.failed = true
 		return l + k
 	}
+	return sc.toldShape(s)
+}
+
+// toldShape takes note that the client is told something that it would be told again if the batch were run once more.
+func (sc *server) toldShape(s *Session) int {
+	sc.kept.whole, s.keeps = false, false
 	return 0
 }

@@ -187,6 +187,31 @@ func TestAStatementWhoseTypeWasMadeAgainIsHealed(t *testing.T) {
 	})
 }
 
+// TestWhatHasRunIsNotRunAgain has functions raise what the server says of plans, and texts that came from another session.
+func TestWhatHasRunIsNotRunAgain(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, direct := opened(t, version)
+		direct.ok("CREATE TABLE IF NOT EXISTS ran (i int); GRANT ALL ON ran TO public; CREATE SEQUENCE IF NOT EXISTS ran_seq; GRANT ALL ON SEQUENCE ran_seq TO public")
+		for _, code := range []string{"XX000", "26000", "0A000"} {
+			direct.ok("CREATE OR REPLACE FUNCTION raises(n int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM nextval('ran_seq'); IF n > 2 THEN RAISE 'no' USING ERRCODE = '" + code + "'; END IF; RETURN n; END $$")
+			old, c := over(t, p), over(t, p)
+			for _, sql := range []string{"SELECT n, raises(n) FROM generate_series(1, 5) n", "SELECT raises(3)"} {
+				old.ok("PREPARE q AS "+sql, "PREPARE other AS SELECT 1")
+				everywhere(func() { require.Equal(t, code, old.query("EXECUTE q").code()) })
+				c.ok("PREPARE q AS " + sql)
+				everywhere(func() {
+					direct.ok("SELECT setval('ran_seq', 1)")
+					require.Equal(t, code, c.query("EXECUTE q").code())
+					require.Equal(t, map[bool]string{true: "4", false: "2"}[sql[7] == 'n'], direct.ok("SELECT last_value FROM ran_seq"))
+				})
+				old.ok("DEALLOCATE ALL")
+				c.ok("DEALLOCATE ALL")
+			}
+		}
+		require.Zero(t, p.Stats().StatementsHealed)
+	})
+}
+
 // TestWhatIsNotHealed is about errors that a client would see directly.
 func TestWhatIsNotHealed(t *testing.T) {
 	onBoth(t, func(t *testing.T, version int) {

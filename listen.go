@@ -316,6 +316,9 @@ func (s *Session) channelsAnswered(o *own) {
 		}
 		return
 	}
+	if s.gone { // nobody would give up again what it listens to
+		return
+	}
 	if e.whole {
 		clear(e.names)
 	}

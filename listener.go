@@ -138,6 +138,8 @@ func (l *listener) settle(e *ears, names map[string]struct{}) {
 	e.filterLocked()
 	if len(names) == 0 {
 		delete(l.ears, e)
+	} else {
+		l.ears[e] = struct{}{}
 	}
 	if len(l.missing)+len(l.surplus) > 0 || len(l.ears) == 0 {
 		l.nudgeLocked()

@@ -3,6 +3,7 @@ package pgmoor
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"strconv"
 	"time"
 
@@ -132,8 +133,11 @@ func (p *pool) standIn(t *Session) uint32 {
 		sc.(*server).standFor(t)
 		return sc.(*server).pid
 	}
-	if sc := t.standIn.Load(); sc != nil {
+	if sc := t.standIn.Load(); sc != nil && !sc.ended.Load() && p.env.now().Before(sc.standsUntil) {
 		return sc.pid
+	}
+	if t.departed.Load() {
+		return 0
 	}
 	n := len(p.idle)
 	if n == 0 {
@@ -171,6 +175,9 @@ func (p *pool) wants(t, by *Session) bool {
 	if p.closed {
 		return false
 	}
+	if slices.ContainsFunc(p.wishes, func(w wish) bool { return w.t == t && w.by == by }) {
+		return true
+	}
 	p.wishes = append(p.wishes, wish{t: t, by: by, until: p.env.now().Add(standInPatience)})
 	p.nudge()
 	return true
@@ -185,12 +192,25 @@ func (p *pool) fulfilLocked(sc *server) (of []*Session, used bool) {
 			p.wishes = nil
 		}
 		of = append(of, w.by)
-		if used = !w.t.departed.Load() && !w.by.departed.Load() && w.t.standIn.Load() == nil; used {
+		if used = !w.t.departed.Load() && !w.by.departed.Load() && w.t.standIn.Load() == nil && w.t.backend.Load() == 0; used {
 			sc.standFor(w.t)
 			sc.standBy(w.t)
 		}
 	}
 	return of, used
+}
+
+// fulfils is fulfilLocked that tells whom it concerns, for which mu is given up in between. Where it has used sc it does not take mu again.
+func (p *pool) fulfils(sc *server) (used bool) {
+	of, used := p.fulfilLocked(sc)
+	p.mu.Unlock()
+	for _, s := range of {
+		s.sought(false)
+	}
+	if !used {
+		p.mu.Lock()
+	}
+	return used
 }
 
 // giveUpLocked takes out the wishes that are not fulfilled by a time, and returns whose they are.
@@ -234,7 +254,7 @@ func (s *Session) seekIn(a act, text []byte) stop {
 
 // standBy has sc wait for t, or for its end.
 func (sc *server) standBy(t *Session) {
-	sc.killed.Store(true)
+	sc.spent.Store(true)
 	_ = sc.link.Conn().SetReadDeadline(sc.standsUntil)
 	t.standIn.Store(sc)
 }
@@ -242,10 +262,31 @@ func (sc *server) standBy(t *Session) {
 // stands returns the session for which sc, free again, goes on standing. The caller holds pool.mu.
 func (sc *server) stands() *Session {
 	t := sc.standsFor.Load()
-	if t == nil || t.departed.Load() || !sc.pool.env.now().Before(sc.standsUntil) {
+	if t != nil && (t.departed.Load() || !sc.pool.env.now().Before(sc.standsUntil)) {
+		sc.standsFor.Store(nil)
 		return nil
 	}
 	return t
+}
+
+// lapsed reports whether sc has stood by for long enough, and if so takes it away from the session that might still use it. Where it goes
+// on, the deadline for that may have been lost to an interruption and is set anew. serve calls it.
+func (sc *server) lapsed() bool {
+	if !sc.spent.Load() {
+		return false
+	}
+	p := sc.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t := sc.standsFor.Load()
+	switch {
+	case t == nil || t.standIn.Load() != sc:
+		return false
+	case p.env.now().Before(sc.standsUntil):
+		_ = sc.link.Conn().SetReadDeadline(sc.standsUntil)
+		return false
+	}
+	return t.standIn.CompareAndSwap(sc, nil)
 }
 
 // lend takes a server connection for the session's request, or queues for one.

@@ -262,19 +262,6 @@ func (p *pool) release(sc *server, again *Session) *Session {
 		p.mu.Unlock()
 		return nil
 	}
-	// A connection that was just opened serves somebody before it may be claimed: pools that take turns would else do
-	// nothing but log in.
-	if len(p.wishes) > 0 && !p.closed && !sc.retired() {
-		of, used := p.fulfilLocked(sc)
-		p.mu.Unlock()
-		for _, s := range of {
-			s.sought(false)
-		}
-		if used {
-			return nil
-		}
-		return p.release(sc, nil)
-	}
 	if t := sc.stands(); t != nil && !p.closed {
 		defer p.mu.Unlock()
 		if p.forgetLocked(t) {
@@ -284,6 +271,11 @@ func (p *pool) release(sc *server, again *Session) *Session {
 		sc.standBy(t)
 		return nil
 	}
+	if len(p.wishes) > 0 && !p.closed && !sc.retired() && p.fulfils(sc) {
+		return nil
+	}
+	// A connection that was just opened serves somebody before it may be claimed: pools that take turns would else do
+	// nothing but log in.
 	if p.closed || sc.retired() || (used || p.first == nil) && p.budget.mustYield(p, p.servers, p.first == nil) {
 		p.mu.Unlock()
 		sc.kill()

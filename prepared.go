@@ -111,6 +111,9 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 		if msg[0] == wire.Close {
 			s.enter(stmtOp{kind: opClose, name: string(key), p: sc.prepared.ByName(key)})
 		}
+		if msg[0] == wire.Bind && s.refPortals != nil { // the portal is of another statement from now on
+			s.bindRefs(nil, msg)
+		}
 		return stopNot
 	case msg[0] == wire.Close: // the connection keeps it for others
 		op := stmtOp{}

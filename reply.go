@@ -210,7 +210,12 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 			return turn.Swallow, goOn
 		}
 		s.env.namePid(msg)
+	case wire.CopyInResponse, wire.CopyOutResponse:
+		sc.kept.whole = false
 	case wire.ParameterDescription, wire.RowDescription, wire.NoData:
+		if sc.kept.sql != nil { // the EXECUTE is running
+			sc.kept.whole = false
+		}
 		if len(s.ops) > 0 && (s.ops[0].kind == opDescribe || s.ops[0].kind == opCheck) {
 			noteShape(&s.shape, msg)
 		}

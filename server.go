@@ -38,6 +38,7 @@ type server struct {
 	holder      atomic.Uint32           // the process id, for clients, of the session that holds it or held it last
 	standsFor   atomic.Pointer[Session] // who ends if the server ends this connection; changed under pool.mu
 	standsUntil time.Time               // guarded by pool.mu
+	spent       atomic.Bool             // it stands or has stood for a session, and is not lent to others any more
 	killed      atomic.Bool             // no more use: serve ends at the next interruption
 	ended       atomic.Bool             // serve has ended, or looks at sess for the last time
 
@@ -127,7 +128,7 @@ func (sc *server) limitWind() {
 }
 
 // retired reports whether the connection must not be lent again.
-func (sc *server) retired() bool { return sc.killed.Load() }
+func (sc *server) retired() bool { return sc.killed.Load() || sc.spent.Load() }
 
 // stale reports whether an idle connection that nobody used for a while turns out to have ended.
 func (sc *server) stale() bool {
@@ -152,7 +153,7 @@ func (sc *server) serve() {
 			sc.flush()
 		case link.Interrupted(err):
 			sc.link.ClearInterrupt()
-			if sc.killed.Load() || sc.winding() {
+			if sc.killed.Load() || sc.winding() || sc.lapsed() {
 				sc.gone = err
 			} else {
 				sc.notify()
@@ -188,6 +189,9 @@ func (sc *server) flush() {
 // closed.
 func (sc *server) end() {
 	sc.killed.Store(true)
+	if t := sc.standsFor.Load(); t != nil {
+		t.standIn.CompareAndSwap(sc, nil)
+	}
 	sc.link.Release()
 	sc.pool.env.backends.CompareAndDelete(sc.pid, sc)
 	sc.ended.Store(true) // before sess is looked at: holdLocked does it the other way round

@@ -132,7 +132,7 @@ func paramsOf(msg, name []byte, at int, told stmts.Shape) []byte {
 	if told.Params != "" {
 		return []byte(told.Params)
 	}
-	n := max(0, bound(msg, name, at))
+	n := min(max(0, boundCount(msg, name, at)), int(wire.Length(msg))/4) // each takes four bytes at least
 	params := make([]byte, 2+4*n)
 	binary.BigEndian.PutUint16(params, uint16(n))
 	for i := range n {
@@ -141,8 +141,8 @@ func paramsOf(msg, name []byte, at int, told stmts.Shape) []byte {
 	return params
 }
 
-// bound returns how many parameters a Bind has, or -1 if that is not there.
-func bound(msg, name []byte, at int) int {
+// boundCount returns how many parameters a Bind has, or -1 if that is not there.
+func boundCount(msg, name []byte, at int) int {
 	rest := msg[at+len(name)+1:]
 	if len(rest) < 2 {
 		return -1
@@ -160,7 +160,7 @@ func misfits(msg, name []byte, at int, told stmts.Shape) bool {
 	if msg[0] != wire.Bind || told.Params == "" {
 		return false
 	}
-	n := bound(msg, name, at)
+	n := boundCount(msg, name, at)
 	return n >= 0 && n != int(told.Params[0])<<8|int(told.Params[1])
 }
 
