@@ -38,7 +38,8 @@ type Stats struct {
 	// Config.MaxStatements) or for a name; StatementsHealed how often one that the server refused was prepared and run again, because
 	// the client had prepared it after the database had changed and the connection before.
 	StatementsPrepared, StatementsShared, StatementsEvicted, StatementsHealed int64
-	// Listeners counts the connections that listen for sessions, one for each database and user of which a session listens.
+	// Listeners counts the connections that listen for sessions, one for each database, user and set of startup parameters of
+	// which a session listens.
 	// They are not in Servers, and not limited by [Config.MaxConnections].
 	Listeners int
 	// ListenersLost counts how often one was lost: its sessions were told that notifications may be missing.
