@@ -150,7 +150,7 @@ func (s *Session) healBatch(sc *server, k *kept, open, missing bool) bool {
 // splitKept returns the messages that were answered before the error, nil where they cannot be run again unseen, those from the
 // one that failed on, and the statement of that.
 func (s *Session) splitKept(sc *server, msgs []byte, answered int) (done, rest []byte, p *stmts.Prepared) {
-	at := 0
+	at, binds := 0, false
 	for n := 0; at < len(msgs); {
 		m := msgs[at : at+int(wire.Length(msgs[at:]))+1]
 		if n == answered && m[0] != wire.Flush {
@@ -160,12 +160,13 @@ func (s *Session) splitKept(sc *server, msgs []byte, answered int) (done, rest [
 			return msgs[:at:at], msgs[at:], p
 		}
 		switch m[0] {
-		case wire.Close:
-			if m[wire.HeaderLen] == 'P' { // of a portal that would be there again
+		case wire.Bind:
+			binds = true
+			n++
+		case wire.Parse, wire.Close:
+			if binds && !harmless(m) { // what was bound before cannot be bound again
 				return nil, nil, nil
 			}
-			n++
-		case wire.Parse, wire.Bind:
 			n++
 		case wire.Flush:
 		default: // the client has seen what it brought
@@ -174,6 +175,11 @@ func (s *Session) splitKept(sc *server, msgs []byte, answered int) (done, rest [
 		at += len(m)
 	}
 	return nil, nil, nil
+}
+
+// harmless reports whether a message is the Close of nothing that was sent in the place of another.
+func harmless(msg []byte) bool {
+	return msg[0] == wire.Close && len(msg) > wire.HeaderLen+1 && msg[wire.HeaderLen] == 'S' && msg[wire.HeaderLen+1] == noName
 }
 
 // redoable reports whether messages, among them named Describes at most as what ops stand for, may simply be sent again.

@@ -3,6 +3,7 @@ package pgmoor_test
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -284,7 +285,8 @@ func TestAPipelineThatPinsAListenerTellsNothingTwice(t *testing.T) {
 			c, n := over(t, p), over(t, p)
 			c.ok("LISTEN once")
 			c.send(
-				&pgproto3.Parse{Query: "LISTEN once"}, &pgproto3.Bind{}, &pgproto3.Execute{}, &pgproto3.Bind{Parameters: [][]byte{nil}},
+				&pgproto3.Parse{Query: "LISTEN once" + strings.Repeat(" ", 5000)}, &pgproto3.Bind{}, &pgproto3.Execute{}, // too large to be kept
+				&pgproto3.Bind{Parameters: [][]byte{nil}},
 				&pgproto3.Parse{Query: "SELECT 1"}, &pgproto3.Sync{},
 			)
 			require.Equal(t, "08P01", c.reply().code())

@@ -264,6 +264,7 @@ func (sc *server) stands() *Session {
 	t := sc.standsFor.Load()
 	if t != nil && (t.departed.Load() || !sc.pool.env.now().Before(sc.standsUntil)) {
 		sc.standsFor.Store(nil)
+		sc.spent.Store(true) // a signal may still be on its way to it, which is not meant for anybody else
 		return nil
 	}
 	return t

@@ -24,13 +24,14 @@ type poolKey struct {
 }
 
 // sorted returns the key with the parameters by name. Some drivers send them in another order each time, which is all the same to
-// the server, save for the order of those with one name, and of a role and session_authorization.
+// the server, save for the order of those with one name, and of a role and session_authorization, which decide what others may be set.
 func (k poolKey) sorted() poolKey {
 	var all []string
 	for rest := []byte(k.params); len(rest) > 0; {
 		param := rest
 		name, _, _ := wire.CString(param)
-		if strings.EqualFold(string(name), settingAuthorization) {
+		switch foldName(name) {
+		case settingAuthorization, settingRole:
 			return k
 		}
 		_, rest, _ = wire.CString(param[len(name)+1:])
@@ -41,10 +42,10 @@ func (k poolKey) sorted() poolKey {
 	return k
 }
 
-// paramName returns the name of a startup parameter, in lower case: the server does not tell case apart.
+// paramName returns the name by which the server knows a startup parameter.
 func paramName(param string) string {
 	name, _, _ := strings.Cut(param, "\x00")
-	return strings.ToLower(name)
+	return foldName([]byte(name))
 }
 
 // puddleCeiling is puddle's own limit, which cannot be changed and is never reached: the live limit is the budget's.

@@ -3,6 +3,7 @@ package pgmoor
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -261,6 +262,9 @@ func (s *Session) enter(op stmtOp) {
 
 // vacate sees to it that the server connection has no statement of a name.
 func (s *Session) vacate(name []byte, first bool) stop {
+	if isWide(name) { // which another one may be in another encoding
+		return s.vacateWide(first)
+	}
 	p := s.srv.prepared.ByName(name)
 	switch {
 	case p == nil:
@@ -270,6 +274,26 @@ func (s *Session) vacate(name []byte, first bool) stop {
 	}
 	s.evict(p)
 	return stopNot
+}
+
+// vacateWide is vacate for all names that are not of ASCII characters alone.
+func (s *Session) vacateWide(first bool) (why stop) {
+	s.srv.prepared.All(func(p *stmts.Prepared) bool {
+		switch {
+		case p.St == stmts.Statement{} || !isWide([]byte(p.Name)):
+		case !first:
+			why = stopPrime
+		default:
+			s.evict(p)
+		}
+		return why == stopNot
+	})
+	return why
+}
+
+// isWide reports whether a name is not of ASCII characters alone: the server keeps it in its own encoding.
+func isWide(name []byte) bool {
+	return slices.ContainsFunc(name, func(c byte) bool { return c >= 0x80 })
 }
 
 // evict closes a statement of the server connection in front of the next message. What uses it has been sent before.
@@ -325,7 +349,7 @@ func (s *Session) full() bool { return s.srv.prepared.Len() >= s.env.maxStatemen
 // possible: then it can be exchanged in place.
 func (s *Session) freeName(name []byte) string {
 	sc := s.srv
-	if sc.prepared.ByName(name) == nil && name[0] != noName {
+	if sc.prepared.ByName(name) == nil && name[0] != noName && !isWide(name) {
 		return string(name)
 	}
 	for {
@@ -404,7 +428,7 @@ func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 	if e := s.pool.statementEpoch.Load(); e != 0 {
 		under += "\x04" + strconv.FormatUint(e, 10)
 	}
-	if a.info != nil && len(a.info.Refs) > 0 { // it means what the session's statements are
+	if a.info != nil && len(a.info.Refs) > 0 || (s.pins|s.cand|s.maybe)&EffectTempObject != 0 { // it means what the session's statements or temporary tables are
 		under += "\x01" + strconv.FormatUint(s.id, 10)
 	}
 	st := s.newest(tail, under)

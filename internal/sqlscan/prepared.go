@@ -1,6 +1,9 @@
 package sqlscan
 
-import "bytes"
+import (
+	"bytes"
+	"slices"
+)
 
 // RefKind says what a text does with a prepared statement.
 type RefKind uint8
@@ -123,9 +126,13 @@ func (p *refParser) within() {
 	}
 }
 
-// named adds a statement whose name is the current token.
+// named adds a statement whose name is the current token. How other letters than those of ASCII are folded, converted and cut depends on
+// encodings: a name with such is known to the server only.
 func (p *refParser) named(k RefKind) bool {
 	switch t := &p.tok; {
+	case (t.kind == tokWord || t.kind == tokName) && isWide(t.val):
+		p.ok = false
+		return false
 	case t.kind == tokWord:
 		p.add(StatementRef{Kind: k, Name: cutName(bytes.ToLower(t.val))})
 	case t.kind == tokName && t.exact:
@@ -137,6 +144,10 @@ func (p *refParser) named(k RefKind) bool {
 		return false
 	}
 	return true
+}
+
+func isWide(b []byte) bool {
+	return slices.ContainsFunc(b, func(c byte) bool { return c >= 0x80 })
 }
 
 func cutName(b []byte) string { return string(b[:min(len(b), maxName)]) }
