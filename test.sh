@@ -1,15 +1,17 @@
 #!/bin/bash
-# test.sh [quick]: everything that is tested, in the order of what fails fastest.
+# test.sh [quick | fuzz [TIME]]: everything that is tested, in the order of what fails fastest.
 #
 # It first installs what is missing: PostgreSQL 15 and 18, the drivers of compat, the linters. As root it uses the
 # distribution's packages for that (apt-get); otherwise it says what to install. What is there is left alone.
 # quick: only formatting, vet and the tests, with what is there.
+# fuzz: every fuzz target for TIME (10m unless told), before a release. Its inputs are random: what it finds is kept under testdata/fuzz,
+# and run with the other tests from then on, so that the same commit always gets the same verdict.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 gofumpt=mvdan.cc/gofumpt@v0.12.0
 golangci=github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
-fuzz_time=5s
+fuzz_time=${2:-10m}
 modules=(. examples compat/go bench)
 oracle=internal/sqlscan/oracle # PostgreSQL's parser, in C: it takes minutes to compile, and is compiled once
 tools=${PGMOOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pgmoor}/tools
@@ -212,10 +214,10 @@ case ${1:-all} in
     step 'go test -race' everywhere go test -race -shuffle=on ./...
     step 'go test, fast paths' go test -shuffle=on .
     step "scanner against PostgreSQL's parser" compare_scanner
-    step fuzz fuzz
     step 'drivers through the proxy' compat
     ;;
-  *) die "usage: ./test.sh [quick]" ;;
+  fuzz) step fuzz fuzz ;;
+  *) die "usage: ./test.sh [quick | fuzz [TIME]]" ;;
 esac
 failed=''
 printf '\nall passed in %d s\n' "$SECONDS"

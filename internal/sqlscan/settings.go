@@ -209,7 +209,12 @@ func (p *settingsParser) scoped() bool {
 		return false
 	}
 	t := p.peek()
-	return !t.symbol('.') && (t.kind != tokNumber || t.val[0] != '.')
+	return !qualifies(&t)
+}
+
+// qualifies reports whether t, behind a word, makes it the class of a parameter.
+func qualifies(t *token) bool {
+	return t.symbol('.') || t.kind == tokNumber && t.val[0] == '.'
 }
 
 // form reports whether the current token is the keyword of a special form, and not a name that is spelled like that.
@@ -218,7 +223,7 @@ func (p *settingsParser) form(keyword string) bool {
 		return false
 	}
 	t := p.peek()
-	return !t.symbol('.') && !t.symbol('=') && !t.is("to") && !t.is("from")
+	return !qualifies(&t) && !t.symbol('=') && !t.is("to") && !t.is("from")
 }
 
 // special reads the last keyword of a special form and the value.
