@@ -197,7 +197,7 @@ const pinningScan = sqlscan.Setting | sqlscan.UnknownSetting | sqlscan.Listen | 
 const mayCommit = sqlscan.TxnEnd | sqlscan.Call | sqlscan.Unsure
 
 // noted are the scanner's effects that a session acts upon when a statement with them is run.
-const noted = pinningScan | sqlscan.PrepView | sqlscan.Release | sqlscan.Discard | sqlscan.TxnEnd | sqlscan.Call | sqlscan.Listed | sqlscan.Create | sqlscan.Pid | sqlscan.Lexical
+const noted = pinningScan | sqlscan.PrepView | sqlscan.Release | sqlscan.Discard | sqlscan.TxnEnd | sqlscan.Call | sqlscan.Listed | sqlscan.Create | sqlscan.Define | sqlscan.Pid | sqlscan.Lexical
 
 func effectsOf(e sqlscan.Effect) (out Effects) {
 	for _, m := range scanned {

@@ -96,6 +96,9 @@ func (s *Session) do(a act) {
 	}
 	s.renews = s.renews || in.Effects&sqlscan.Prepare != 0 && in.Effects&sqlscan.Sequence != 0
 	s.discards = in.Effects&sqlscan.Discard != 0 && in.Statements == 1
+	if in.Effects&(sqlscan.Create|sqlscan.Define) != 0 {
+		s.define(in.Effects&sqlscan.Define != 0)
+	}
 	if in.Effects&sqlscan.Create != 0 && !a.shares(EffectTempObject) { // in the temporary schema, if that comes first in a search_path
 		s.doubt(EffectTempObject)
 	}

@@ -56,8 +56,9 @@ const puddleCeiling = 1 << 16
 // order in which they came. It knows sessions only as waiters.
 type pool struct {
 	outdated       outdated
-	renewed        renewals      // of prepared statements
-	statementEpoch atomic.Uint64 // counts the plans that the server has refused
+	renewed        renewals       // of prepared statements
+	statementEpoch atomic.Uint64  // counts the plans that the server has refused
+	meanings       *atomic.Uint64 // of the database, see env.meaningsOf
 
 	key    poolKey // as the first client had it
 	up     *upstream
@@ -98,7 +99,7 @@ type pool struct {
 }
 
 func newPool(key poolKey, up *upstream, e *env, b *budget) (*pool, error) {
-	p := &pool{key: key, up: up, env: e, budget: b, wake: make(chan struct{}, 1), open: make(map[*server]struct{})}
+	p := &pool{key: key, up: up, env: e, budget: b, meanings: e.meaningsOf(key.database), wake: make(chan struct{}, 1), open: make(map[*server]struct{})}
 	p.ctx, p.stop = context.WithCancel(context.WithValue(context.Background(), openerKey{}, p))
 	inv, err := puddle.NewPool(&puddle.Config[*server]{
 		Constructor: p.construct, Destructor: (*server).destroy, MaxSize: puddleCeiling,

@@ -428,6 +428,7 @@ func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 	if e := s.pool.statementEpoch.Load(); e != 0 {
 		under += "\x04" + strconv.FormatUint(e, 10)
 	}
+	under = s.meaning(under)
 	if a.info != nil && len(a.info.Refs) > 0 || (s.pins|s.cand|s.maybe)&EffectTempObject != 0 { // it means what the session's statements or temporary tables are
 		under += "\x01" + strconv.FormatUint(s.id, 10)
 	}

@@ -286,6 +286,9 @@ func (sc *server) noteReady(s *Session, v turn.Verdict, private bool) (turn.Verd
 	if s.holds&holdsAnswers != 0 {
 		s.goOnIfKnown()
 	}
+	if s.defines && (s.turn.Status() == 'I' || s.ends > 0) {
+		s.publish()
+	}
 	switch {
 	case s.withhold(private):
 		return turn.Swallow, tells
@@ -322,6 +325,7 @@ func (sc *server) atRest(s *Session) outcome {
 	s.settlePids(false)
 	if s.turn.Status() == 'I' {
 		s.portalRisk = false
+		s.defined, s.defines = 0, false
 		if s.mending && s.mendedOrNot(sc) {
 			s.settle(sc)
 			s.finishing = true

@@ -114,6 +114,8 @@ type Session struct {
 	shape      stmts.Shape                // what a Describe of a statement was answered so far
 	standNames map[stmts.Statement]string // the client's names of those that failing Binds use instead of theirs
 	faked      bool                       // something else is sent in the place of the Parse at hand
+	defined    uint64                     // number of the last statement of the transaction that may change what names stand for; 0: none
+	defines    bool                       // for other sessions, too, when it is committed
 	under      string                     // readUnder, as long as set is underOf
 	underOf    settings
 

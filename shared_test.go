@@ -1,9 +1,11 @@
 package pgmoor_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgmoor/pgmoor/internal/pgtest"
@@ -84,4 +86,81 @@ func TestTheOrderOfParametersWithOneMeaningCounts(t *testing.T) {
 	for _, params := range []string{"work_mem,5MB,sort_mem,8MB", "sort_mem,8MB,work_mem,5MB"} {
 		require.Equal(t, login(cluster.Addr(), params).ok("SHOW work_mem"), login(p.Addr().String(), params).ok("SHOW work_mem"), params)
 	}
+}
+
+// TestAStatementIsThatOfTheNamesWhenItWasPrepared has what a text means change between two clients' Parses of it, while the statement of
+// the first stays as good as ever.
+func TestAStatementIsThatOfTheNamesWhenItWasPrepared(t *testing.T) {
+	const table, function = "SELECT x FROM tt", "SELECT which(1)"
+	const asNumeric = `FUNCTION which(numeric) RETURNS text LANGUAGE sql AS 'SELECT ''numeric'''`
+	const asInt = `FUNCTION which(int) RETURNS text LANGUAGE sql AS 'SELECT ''int'''`
+	for _, c := range []struct {
+		name, before, text, was, is string
+		change                      []string
+	}{
+		{"create", "", table, "s2", "s1", []string{"CREATE TABLE s1.tt AS SELECT 's1'::text AS x"}},
+		{"select into", "", table, "s2", "s1", []string{"SELECT 's1'::text AS x INTO s1.tt"}},
+		{"create in a block", "", table, "s2", "s1", []string{"BEGIN", "CREATE VIEW s1.tt AS SELECT 's1'::text AS x", "COMMIT"}},
+		{"create in a text", "", table, "s2", "s1", []string{"BEGIN; CREATE TABLE s1.tt AS SELECT 's1'::text AS x; COMMIT; BEGIN", "COMMIT"}},
+		{"do", "", table, "s2", "s1", []string{"DO $$ BEGIN CREATE TABLE s1.tt AS SELECT 's1'::text AS x; END $$"}},
+		{"rename", "CREATE TABLE s1.other AS SELECT 's1'::text AS x", table, "s2", "s1", []string{"ALTER TABLE s1.other RENAME TO tt"}},
+		{"schema", "CREATE SCHEMA s3; CREATE TABLE s3.tt AS SELECT 's1'::text AS x", table, "s2", "s1", []string{"ALTER TABLE s3.tt SET SCHEMA s1"}},
+		{"overload", "CREATE " + asNumeric, function, "numeric", "int", []string{"CREATE " + asInt}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			onBoth(t, func(t *testing.T, version int) {
+				p, direct := carrying(t, version, 0)
+				direct.ok("DROP SCHEMA IF EXISTS s1 CASCADE; DROP SCHEMA IF EXISTS s2 CASCADE; DROP SCHEMA IF EXISTS s3 CASCADE; CREATE SCHEMA s1 AUTHORIZATION app; CREATE SCHEMA s2 AUTHORIZATION app; " +
+					"GRANT CREATE ON DATABASE app TO app; SET ROLE app; CREATE TABLE s2.tt AS SELECT 's2'::text AS x; SET search_path = s2; " + c.before)
+				a, others := over(t, p), []*client{over(t, p), overAs(t, p, "postgres")}
+				a.ok("SET search_path = s1, s2")
+				for _, one := range others {
+					one.ok("SET search_path = s1, s2")
+					require.Nil(t, prepares(one, "before", c.text).err)
+					everywhere(func() { require.Equal(t, []string{c.was}, again(one, "before").rows) })
+				}
+				a.ok(c.change...)
+				for _, one := range append(others, a) {
+					require.Nil(t, prepares(one, "", c.text).err)
+					require.Nil(t, prepares(one, "s", c.text).err)
+					everywhere(func() { require.Equal(t, []string{c.is}, again(one, "").rows) })
+					everywhere(func() { require.Equal(t, []string{c.is}, again(one, "s").rows) })
+				}
+				direct.ok("SET ROLE app; DROP SCHEMA s1, s2 CASCADE; DROP SCHEMA IF EXISTS s3 CASCADE")
+			})
+		})
+	}
+}
+
+// TestWhatATransactionDefinesIsFoundInIt has a session prepare a text of everybody's behind definitions of its own that nobody else sees yet.
+func TestWhatATransactionDefinesIsFoundInIt(t *testing.T) {
+	const text = "SELECT x FROM within"
+	onBoth(t, func(t *testing.T, version int) {
+		p, direct := carrying(t, version, 0)
+		direct.ok("DROP TABLE IF EXISTS within; CREATE TABLE within AS SELECT 'public'::text AS x; GRANT ALL ON within TO public",
+			"DROP SCHEMA IF EXISTS mine CASCADE; CREATE SCHEMA mine; GRANT ALL ON SCHEMA mine TO public")
+		a, b := over(t, p), over(t, p)
+		for _, c := range []*client{a, b} {
+			c.ok("SET search_path = mine, public")
+			require.Nil(t, prepares(c, "before", text).err)
+			everywhere(func() { require.Equal(t, []string{"public"}, again(c, "before").rows) })
+		}
+		for i, change := range []string{"CREATE TEMP TABLE within ON COMMIT DROP AS SELECT 'mine'::text AS x", "CREATE TABLE mine.within AS SELECT 'mine'::text AS x"} {
+			name := fmt.Sprint("s", i)
+			a.ok("BEGIN", change)
+			require.Nil(t, prepares(a, name, text).err)
+			require.Equal(t, []string{"mine"}, again(a, name).rows)
+			require.Nil(t, prepares(b, name, text).err)
+			everywhere(func() { require.Equal(t, []string{"public"}, again(b, name).rows) })
+			a.ok("ROLLBACK")
+			everywhere(func() { require.Equal(t, []string{"public"}, again(a, name).rows) })
+		}
+		pipeline := append([]pgproto3.FrontendMessage{parseOf("", "CREATE TABLE mine.within AS SELECT 'mine'::text AS x")}, run("")...)
+		pipeline = append(append(pipeline, parseOf("p", text)), run("p")...)
+		a.send(pipeline...)
+		require.Nil(t, a.reply().err)
+		require.Equal(t, []string{"mine"}, a.reply().rows)
+		a.ok("DROP TABLE mine.within")
+		direct.ok("DROP SCHEMA mine; DROP TABLE within")
+	})
 }

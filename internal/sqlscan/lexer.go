@@ -26,6 +26,7 @@ const (
 	inName    // quoted identifier
 	inNameEnd // after a double quote in a quoted identifier
 	inDollar  // after a dollar sign
+	inParam   // digits after a dollar sign
 	inTag     // tag of an opening dollar quote
 	inBody    // dollar-quoted string
 	inBodyTag // after a dollar sign in a dollar-quoted string
@@ -129,6 +130,8 @@ func (s *Scanner) Feed(p []byte) {
 			i += s.nameEnd(p[i])
 		case inDollar:
 			i += s.dollar(p[i])
+		case inParam:
+			i = s.param(p, i)
 		case inTag:
 			i = s.tag(p, i)
 		case inBody:
@@ -375,7 +378,7 @@ func (s *Scanner) blockTop(c byte) int {
 // endText settles what the end of the text leaves pending.
 func (s *Scanner) endText() {
 	switch s.state {
-	case inGround, inNumber, inLine, inStringEnd, inGap, inGapLine:
+	case inGround, inNumber, inParam, inLine, inStringEnd, inGap, inGapLine:
 	case inWord:
 		s.word(find(s.kept()))
 	case inExponent:

@@ -73,7 +73,7 @@ var lexicalCases = []sqlCase{
 	{"u and operator", "SELECT u & b, u&b, u &'a', u&", 0},
 	{"u and comment", "SELECT u&--'\n 1; SET x = 1", Setting},
 	{"long identifiers", "SELECT " + strings.Repeat("x", 300) + `, "` + strings.Repeat("y", 300) + `"`, 0},
-	{"word at the end", "SELECT 1 INTO TEMP", TempObject | Create},
+	{"word at the end", "SELECT 1 INTO TEMP", TempObject | Create | Define},
 	{"words in digits", "SELECT 1set, 2e5, 0x1F, 1_000, 1.5e-3", 0},
 
 	// Comments.

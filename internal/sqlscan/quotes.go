@@ -138,10 +138,24 @@ func (s *Scanner) dollar(c byte) int {
 		s.length = 0
 		s.state = inTag
 		return 0
+	case classDigit:
+		s.state = inParam
+	default:
+		s.state = inGround
 	}
-	s.token('$') // of a parameter
-	s.state = inGround
+	s.token('$')
 	return 0
+}
+
+// param takes the rest of a parameter, which has no exponent: up to PostgreSQL 14 a word may follow directly.
+func (s *Scanner) param(p []byte, i int) int {
+	for i < len(p) && classes[p[i]] == classDigit {
+		i++
+	}
+	if i < len(p) {
+		s.state = inGround
+	}
+	return i
 }
 
 func (s *Scanner) tag(p []byte, i int) int {

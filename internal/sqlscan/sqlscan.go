@@ -84,6 +84,9 @@ const (
 	Unlisten
 	// ListenView is the function pg_listening_channels.
 	ListenView
+	// Define is a statement that may change what names stand for, for every session: CREATE and INTO of anything that is not
+	// temporary (INTO TEMP is reported, too), ALTER, IMPORT FOREIGN SCHEMA, and DO, which is where scripts make what does not exist yet.
+	Define
 	// Unsure says that the text could not be followed to its end, so that any other effect may be missing: it has a zero
 	// byte, an identifier with Unicode escapes or a dollar quote with an overlong tag, or it ends within a token.
 	Unsure
@@ -92,7 +95,7 @@ const (
 var effectNames = [...]string{
 	"Setting", "UnknownSetting", "Listen", "Release", "TempObject", "Create", "HoldCursor", "AdvisoryLock", "TryLock",
 	"Prepare", "Execute", "Deallocate", "Load", "Seed", "Sequence", "LastValue", "Foreign", "PrepView", "Pid", "Listed", "Discard",
-	"TxnEnd", "TxnBegin", "Call", "Declare", "Lexical", "Unlisten", "ListenView", "Unsure",
+	"TxnEnd", "TxnBegin", "Call", "Declare", "Lexical", "Unlisten", "ListenView", "Define", "Unsure",
 }
 
 // String returns the names of the effects joined by "|", or "none".
@@ -157,14 +160,17 @@ type Scanner struct {
 	gapLine   bool // the blanks behind a string literal have had a newline
 	backslash bool // backslash escapes in plain strings, too
 
-	open     bool // the current statement has at least one token
-	updating bool // it has had the word UPDATE
-	lead     word // its first word
-	prev     word // the word directly before, if the last token was one
-	step     step
-	cfg      config
-	verb     Verb
-	first    Verb
+	open      bool // the current statement has at least one token
+	updating  bool // it has had the word UPDATE
+	lead      word // its first word
+	prev      word // the word directly before, if the last token was one
+	last      byte // what the last token that was none began with
+	inserting bool // the last word INSERT or MERGE began a statement within another
+	awaiting  bool // the statement behind WITH or PREPARE has not begun
+	step      step
+	cfg       config
+	verb      Verb
+	first     Verb
 
 	matched uint8 // bytes of the tag that were seen in what may be the closing dollar quote
 	length  uint8 // of what is in buf; bufSize+1 when it did not fit

@@ -43,6 +43,7 @@ type start struct {
 // starts says what is known of a statement from its first word.
 var starts = [wordCount]start{
 	wordAbort:      {verb: VerbRollback},
+	wordAlter:      {effects: Define},
 	wordBegin:      {effects: TxnBegin, verb: VerbBegin},
 	wordCall:       {effects: Call},
 	wordClose:      {effects: Release},
@@ -51,10 +52,11 @@ var starts = [wordCount]start{
 	wordDeallocate: {effects: Deallocate | Release},
 	wordDeclare:    {effects: Declare},
 	wordDiscard:    {effects: Discard | Release, verb: VerbSet},
-	wordDo:         {effects: Call},
+	wordDo:         {effects: Call | Define},
 	wordDrop:       {effects: Release},
 	wordEnd:        {verb: VerbCommit},
 	wordExecute:    {effects: Execute},
+	wordImport:     {effects: Define},
 	wordInsert:     {verb: VerbInsert},
 	wordListen:     {effects: Listen},
 	wordMerge:      {verb: VerbInsert},
@@ -89,7 +91,7 @@ var nameEffects = [wordCount]Effect{
 func (s *Scanner) word(k word) {
 	if s.lead == none {
 		s.startStatement(k)
-	} else if k != plain || s.step != stepNone {
+	} else if k != plain || s.step != stepNone || s.awaiting {
 		s.follow(k)
 	}
 	if s.cfg != cfgNone || k >= nameSetConfig {
@@ -102,6 +104,7 @@ func (s *Scanner) startStatement(k word) {
 	s.open = true
 	s.lead = k
 	s.updating = k == wordUpdate
+	s.awaiting = k == wordWith || k == wordPrepare
 	at := &starts[k]
 	s.effects |= at.effects
 	s.step = at.step
@@ -113,16 +116,18 @@ func (s *Scanner) follow(k word) {
 	if s.step != stepNone {
 		s.advance(k)
 	}
+	main := s.awaiting && s.beginsMain(k)
 	switch k {
 	case wordTemp:
 		s.temp()
 	case wordInto:
-		if s.lead != wordInsert && s.lead != wordMerge {
-			s.effects |= Create
-		}
+		s.into()
+	case wordInsert, wordMerge:
+		s.inserting = main || s.prev == none && s.last == '('
 	case wordCreate:
 		if s.lead == wordExplain {
 			s.effects |= Create
+			s.step = stepCreate
 		}
 	case wordExecute:
 		if s.lead == wordExplain || s.lead == wordCreate && s.prev == wordAs {
@@ -144,6 +149,25 @@ func (s *Scanner) follow(k word) {
 		s.updating = true
 	case wordUescape:
 		s.effects |= Unsure
+	}
+}
+
+// beginsMain reports whether a word is the first of the statement that is prepared, or that follows WITH.
+func (s *Scanner) beginsMain(k word) bool {
+	behind := s.lead == wordPrepare && s.prev == wordAs || s.lead == wordWith && s.prev == none && s.last == ')' && k != wordAs
+	if s.depth > 0 || !behind {
+		return false
+	}
+	s.awaiting = false
+	return true
+}
+
+// into takes the word INTO, which makes a table unless it belongs to an INSERT or MERGE.
+func (s *Scanner) into() {
+	switch {
+	case s.lead == wordInsert, s.lead == wordMerge, s.inserting && (s.prev == wordInsert || s.prev == wordMerge):
+	default:
+		s.effects |= Create | Define // also in front of TEMP, which may be the table's name
 	}
 }
 
@@ -234,13 +258,16 @@ func (s *Scanner) prepare(k word) {
 func (s *Scanner) create(k word) {
 	switch k {
 	case wordOr, wordReplace, wordLocal, wordGlobal:
+		return
 	case wordTemp:
 		s.step = stepTemp
+		return
 	case wordFunction, wordProcedure:
 		s.step = stepRoutine
 	default:
 		s.step = stepNone
 	}
+	s.effects |= Define
 }
 
 // tempTable looks for ON COMMIT DROP in the head of a temporary table. Outside of parentheses and in front of AS nothing
@@ -307,7 +334,7 @@ func (s *Scanner) giveUpConfig() {
 // token takes any token that is not a word, by its first byte, or each byte of an operator.
 func (s *Scanner) token(c byte) {
 	s.open = true
-	s.prev = none
+	s.prev, s.last = none, c
 	switch c {
 	case '(':
 		s.depth++
@@ -397,6 +424,6 @@ func (s *Scanner) endStatement() {
 			s.first = max(s.verb, VerbOther)
 		}
 	}
-	s.open, s.lead, s.prev = false, none, none
+	s.open, s.lead, s.prev, s.last = false, none, none, 0
 	s.step, s.verb, s.depth = stepNone, VerbNone, 0
 }

@@ -10,6 +10,7 @@ const (
 	// Keywords, which have no meaning in double quotes.
 
 	wordAbort
+	wordAlter
 	wordAs
 	wordAtomic
 	wordBegin
@@ -31,6 +32,7 @@ const (
 	wordFunction
 	wordGlobal
 	wordHold
+	wordImport
 	wordInsert
 	wordInto
 	wordListen
@@ -89,6 +91,7 @@ type entry struct {
 
 var vocabulary = [...]entry{
 	{"abort", wordAbort},
+	{"alter", wordAlter},
 	{"as", wordAs},
 	{"atomic", wordAtomic},
 	{"begin", wordBegin},
@@ -110,6 +113,7 @@ var vocabulary = [...]entry{
 	{"function", wordFunction},
 	{"global", wordGlobal},
 	{"hold", wordHold},
+	{"import", wordImport},
 	{"insert", wordInsert},
 	{"into", wordInto},
 	{"listen", wordListen},

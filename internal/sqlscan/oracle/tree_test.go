@@ -82,7 +82,10 @@ var simple = map[string]sqlscan.Effect{
 	"execute_stmt":      sqlscan.Execute,
 	"load_stmt":         sqlscan.Load,
 	"call_stmt":         sqlscan.Call,
-	"do_stmt":           sqlscan.Call,
+	"do_stmt":           sqlscan.Call | sqlscan.Define,
+
+	"rename_stmt":                sqlscan.Define,
+	"import_foreign_schema_stmt": sqlscan.Define,
 }
 
 // statement takes what counts only at the top.
@@ -91,6 +94,12 @@ func (f *finding) statement(n *pgquery.Node) sqlscan.Verb {
 	f.effects |= simple[k]
 	if strings.HasPrefix(k, "create") || creates[k] {
 		f.effects |= sqlscan.Create
+		if !temporary(n) {
+			f.effects |= sqlscan.Define
+		}
+	}
+	if strings.HasPrefix(k, "alter") {
+		f.effects |= sqlscan.Define
 	}
 	if strings.HasPrefix(k, "drop") {
 		f.effects |= sqlscan.Release
@@ -127,6 +136,22 @@ func (f *finding) statement(n *pgquery.Node) sqlscan.Verb {
 		}
 	}
 	return sqlscan.VerbOther
+}
+
+// temporary reports whether what is created says that it is. That of INTO and of CREATE AS is looked at as such.
+func temporary(n *pgquery.Node) bool {
+	var made *pgquery.RangeVar
+	switch s := n.Node.(type) {
+	case *pgquery.Node_CreateStmt:
+		made = s.CreateStmt.Relation
+	case *pgquery.Node_CreateSeqStmt:
+		made = s.CreateSeqStmt.Sequence
+	case *pgquery.Node_ViewStmt:
+		made = s.ViewStmt.View
+	case *pgquery.Node_CreateTableAsStmt:
+		return true
+	}
+	return made.GetRelpersistence() == "t"
 }
 
 func (f *finding) explained(n *pgquery.Node) {
@@ -253,6 +278,9 @@ func (f *finding) node(m proto.Message) {
 	case *pgquery.IntoClause:
 		if !f.insert { // where it is an error, but not one of syntax
 			f.effects |= sqlscan.Create
+			if s.Rel.Relpersistence != "t" {
+				f.effects |= sqlscan.Define
+			}
 		}
 		f.drops[s.Rel] = f.insert || s.OnCommit == pgquery.OnCommitAction_ONCOMMIT_DROP
 	case *pgquery.UpdateStmt:
