@@ -135,7 +135,7 @@ func (s *Session) named(msg, name []byte, at int, first bool) stop {
 		described = string(key)
 	}
 	provide := s.provide
-	if s.failsAnyhow(msg[0], a, st, told) || misfits(msg, name, at, told) {
+	if s.failsAnyhow(msg[0], a, st, told) || misfits(msg, name, at, told) || s.returnsNothing(msg[0], st, told) {
 		provide = s.provideFailing
 	}
 	p, why := provide(msg, name, at, st, told, first)
@@ -434,7 +434,7 @@ func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 	}
 	st := s.newest(tail, under)
 	if other, twice := s.nameOf(st); twice && other != string(stmts.Cut(name)) { // an error must tell them apart
-		st = stmts.Intern(tail, under+"\x02"+string(stmts.Cut(name)))
+		st = s.newest(tail, under+"\x02"+string(stmts.Cut(name)))
 	}
 	p := s.current(st)
 	inFailed := s.turn.Status() == 'E' && (a.info == nil || a.info.Effects&sqlscan.TxnEnd == 0) && !s.isEmpty(tail)

@@ -293,7 +293,9 @@ func (sc *server) noteReady(s *Session, v turn.Verdict, private bool) (turn.Verd
 	case s.withhold(private):
 		return turn.Swallow, tells
 	case s.turn.Quiet():
-		s.active = s.active || !private
+		if s.active = s.active || !private; !private { // else what the client has begun may still be about it
+			s.ownErr = nil
+		}
 		return v, sc.atRest(s)
 	case private:
 	case s.turn.Ready() == 0:
@@ -310,7 +312,7 @@ func (sc *server) noteReady(s *Session, v turn.Verdict, private bool) (turn.Verd
 
 // atRest decides what follows when nothing is owed.
 func (sc *server) atRest(s *Session) outcome {
-	s.risk, s.lexical, s.ownErr, s.standNames = false, false, nil, nil
+	s.risk, s.lexical, s.standNames = false, false, nil
 	if s.sqlOps = nil; len(s.ops) > 0 { // nothing is owed: they should have been answered
 		s.ops = nil
 		s.turn.Lose()

@@ -96,15 +96,21 @@ func (s *Session) failsAnyhow(typ byte, a act, st stmts.Statement, told stmts.Sh
 		(typ == wire.Bind || s.srv.prepared.Find(st) != nil || told.Params != "" && told == withoutColumns(told.Params))
 }
 
-// provideFailing is provide for what failsAnyhow. A Bind of what is not there gets an empty statement with as many parameters, which the
-// server refuses as it would have refused the other.
+// returnsNothing reports whether a Describe is of a statement that is not there and was told to return nothing: the server then answers what
+// it knows, even where what the statement works on is gone.
+func (s *Session) returnsNothing(typ byte, st stmts.Statement, told stmts.Shape) bool {
+	return typ == wire.Describe && told.Params != "" && s.current(st) == nil && told == withoutColumns(told.Params)
+}
+
+// provideFailing is provide for what failsAnyhow. A Bind or Describe of what is not there gets an empty statement with as many parameters,
+// which the server refuses, or describes, as it would have the other.
 func (s *Session) provideFailing(msg, name []byte, at int, st stmts.Statement, told stmts.Shape, first bool) (*stmts.Prepared, stop) {
 	p := s.srv.prepared.Find(st)
 	if p == nil {
 		if !first {
 			return nil, stopPrime
 		}
-		tail := append([]byte{0}, paramsOf(msg, name, at, told)...)
+		tail := append([]byte{0}, s.paramsOf(msg, name, at, st, told)...)
 		if st = stmts.Intern(tail, ""); s.srv.prepared.Find(st) == nil {
 			s.prepare(s.freeName(stmts.Cut(name)), st)
 		}
@@ -127,12 +133,19 @@ func withoutColumns(params string) (sh stmts.Shape) {
 }
 
 // paramsOf returns the number and types of the parameters that the statement of a Bind or Describe has, as the session was told; if it was
-// not, as many as the Bind has, of any type.
-func paramsOf(msg, name []byte, at int, told stmts.Shape) []byte {
+// not, as many as its text mentions, or, where only PREPARE says how many those are, as the Bind has, of any type.
+func (s *Session) paramsOf(msg, name []byte, at int, st stmts.Statement, told stmts.Shape) []byte {
 	if told.Params != "" {
 		return []byte(told.Params)
 	}
 	n := min(max(0, boundCount(msg, name, at)), int(wire.Length(msg))/4) // each takes four bytes at least
+	if !st.SQL() {
+		text, rest, _ := wire.CString([]byte(st.Tail()))
+		n = sqlscan.Params(text, s.strings)
+		if len(rest) >= 2 {
+			n = max(n, int(binary.BigEndian.Uint16(rest)))
+		}
+	}
 	params := make([]byte, 2+4*n)
 	binary.BigEndian.PutUint16(params, uint16(n))
 	for i := range n {

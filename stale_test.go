@@ -107,6 +107,8 @@ func TestABindInAFailedBlockFailsAsSuch(t *testing.T) {
 				require.Equal(t, "25P02", r.code())
 				require.Equal(t, "exec_bind_message", r.err.Routine)
 			}
+			require.Equal(t, "08P01", again(c, "one").code())
+			require.Equal(t, "08P01", again(c, "none", "1").code())
 			require.Nil(t, again(c, "end").err)
 			require.Equal(t, []string{"one"}, again(c, "one", "1").rows)
 			require.Equal(t, []string{"1"}, again(c, "none").rows)
@@ -151,6 +153,63 @@ func TestAnEmptyStatementCanBePreparedInAFailedBlock(t *testing.T) {
 			require.Equal(t, "25P02", prepares(c, "more", "SELECT 1").code())
 			c.ok("ROLLBACK")
 			require.Nil(t, again(c, "mine").err)
+		})
+	})
+}
+
+// TestADescribeOfAStatementThatReturnsNothingTellsThat is about one whose table is gone: PostgreSQL does not look at it.
+func TestADescribeOfAStatementThatReturnsNothingTellsThat(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		describe := func(c *client) []string {
+			c.send(&pgproto3.Describe{ObjectType: 'S', Name: "s"}, &pgproto3.Sync{})
+			return c.answer()
+		}
+		got := onBothSides(t, version, "DROP TABLE carried", func(c *client) []string {
+			require.Nil(t, prepares(c, "s", "UPDATE carried SET t = $1 WHERE i = $2").err)
+			return describe(c)
+		}, func(c *client) []string {
+			return append(describe(c), again(c, "s", "a", "1").code())
+		})
+		require.Contains(t, got[0], "*pgproto3.NoData")
+		require.Equal(t, "42P01", got[0][len(got[0])-1])
+		for _, g := range got {
+			require.Equal(t, got[len(got)-1], g)
+		}
+	})
+}
+
+// TestOneOfTwoStatementsOfATextIsPreparedAnew has a client close one of two statements of the same text, and prepare it as the table is now.
+func TestOneOfTwoStatementsOfATextIsPreparedAnew(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		const text = "SELECT * FROM carried"
+		got := onBothSides(t, version, "ALTER TABLE carried ADD COLUMN more int", func(c *client) []string {
+			require.Nil(t, prepares(c, "first", text).err)
+			require.Nil(t, prepares(c, "second", text).err)
+			c.send(&pgproto3.Close{ObjectType: 'S', Name: "second"}, &pgproto3.Sync{})
+			return c.answer()
+		}, func(c *client) []string {
+			c.send(parseOf("second", text), &pgproto3.Describe{ObjectType: 'S', Name: "second"}, &pgproto3.Close{ObjectType: 'S', Name: "second"}, &pgproto3.Sync{})
+			return c.answer()
+		})
+		for _, g := range got {
+			require.Equal(t, got[len(got)-1], g)
+		}
+	})
+}
+
+// TestTheUnnamedStatementThatCannotBeMadeAgainFailsAsItWould has a batch in which something comes before the Bind of it.
+func TestTheUnnamedStatementThatCannotBeMadeAgainFailsAsItWould(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, direct := opened(t, version)
+		c, other := over(t, p), over(t, p)
+		require.Nil(t, prepares(c, "", "SELECT * FROM carried").err)
+		direct.ok("DROP TABLE carried")
+		everywhere(func() {
+			c.send(&pgproto3.Flush{})
+			for range 20 { // in which time it has been tried to make it
+				other.ok("SELECT 1")
+			}
+			require.Equal(t, "42P01", again(c, "").code())
 		})
 	})
 }

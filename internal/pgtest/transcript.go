@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -108,8 +109,28 @@ func ReadDifferences(r io.Reader) ([]Difference, error) {
 	return list, scanner.Err()
 }
 
+// parametersFirst puts what is told of parameters in front of the notifications that it came between or behind: through the proxy a
+// parameter that a transaction has changed is told before its notifications.
+func (t Transcript) parametersFirst() Transcript {
+	const parameter, notification = "ParameterStatus", "NotificationResponse"
+	sorted := make(Transcript, 0, len(t))
+	notes := 0 // notifications at the end of sorted
+	for _, line := range t {
+		switch {
+		case strings.HasPrefix(line, parameter):
+			sorted = slices.Insert(sorted, len(sorted)-notes, line)
+		case strings.HasPrefix(line, notification):
+			sorted, notes = append(sorted, line), notes+1
+		default:
+			sorted, notes = append(sorted, line), 0
+		}
+	}
+	return sorted
+}
+
 // Diff says where a transcript first differs from the direct one in a way that is not accepted, or "".
 func Diff(direct, proxied Transcript, allow []Difference) string {
+	direct, proxied = direct.parametersFirst(), proxied.parametersFirst()
 	i, j := 0, 0
 	for i < len(direct) || j < len(proxied) {
 		var minus, plus string

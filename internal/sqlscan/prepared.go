@@ -23,7 +23,7 @@ const (
 type StatementRef struct {
 	Kind RefKind
 	Name string // as the server knows it
-	Text string // of a PREPARE, without the semicolon behind it
+	Text string // of a PREPARE: all of the text, as the server shows it, if there is no other statement in it, else without the semicolon behind it
 }
 
 // maxRefs bounds how many prepared statements of a text are told.
@@ -33,7 +33,13 @@ const maxRefs = 64
 func Refs(text []byte, standardConformingStrings bool) (refs []StatementRef, ok bool) {
 	p := refParser{lex: lexer{text: text, backslash: !standardConformingStrings}, ok: true}
 	for p.next(); p.tok.kind != tokEnd && p.tok.kind != tokLost; p.next() {
+		if !p.tok.symbol(';') {
+			p.count++
+		}
 		p.statement()
+	}
+	if p.count == 1 && len(p.refs) == 1 && p.refs[0].Kind == RefPrepare {
+		p.refs[0].Text = string(text)
 	}
 	return p.refs, p.ok && p.tok.kind == tokEnd
 }
@@ -44,6 +50,7 @@ type refParser struct {
 	tok   token
 	start int // of tok in the text
 	depth int
+	count int // statements
 	refs  []StatementRef
 	ok    bool
 }
