@@ -212,11 +212,25 @@ func (s *Session) newest(tail []byte, under string) stmts.Statement {
 		return stmts.Intern(tail, under+string(generationMark)+strconv.FormatUint(generation, 10))
 	}
 	st := of(s.pool.renewed.get(base))
-	if i := slices.Index(s.closed, st); i >= 0 {
-		s.closed = slices.Delete(s.closed, i, i+1)
-		st = of(s.pool.renewed.next(base))
+	i := slices.Index(s.closed, st)
+	if i < 0 && !s.closesNow(st) {
+		return st
 	}
-	return st
+	if i >= 0 {
+		s.closed = slices.Delete(s.closed, i, i+1)
+	}
+	return of(s.pool.renewed.next(base))
+}
+
+// closesNow reports whether a Close of a statement is under way.
+func (s *Session) closesNow(st stmts.Statement) bool {
+	return slices.ContainsFunc(s.ops, func(op stmtOp) bool {
+		if op.kind != opClose {
+			return false
+		}
+		closed, known := s.names.Find([]byte(op.name))
+		return known && closed == st
+	})
 }
 
 // maxClosed bounds how many statements a session remembers to have closed.

@@ -197,6 +197,24 @@ func TestOneOfTwoStatementsOfATextIsPreparedAnew(t *testing.T) {
 	})
 }
 
+// TestAStatementThatIsClosedAndPreparedInOneBatchIsAsTheTableIs is about a Close that is not answered yet when its statement is prepared again.
+func TestAStatementThatIsClosedAndPreparedInOneBatchIsAsTheTableIs(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		const text = "SELECT * FROM carried"
+		got := onBothSides(t, version, "ALTER TABLE carried ADD COLUMN more int", func(c *client) []string {
+			require.Nil(t, prepares(c, "s", text).err)
+			everywhere(func() { require.Nil(t, again(c, "s").err) })
+			return nil
+		}, func(c *client) []string {
+			c.send(&pgproto3.Close{ObjectType: 'S', Name: "s"}, parseOf("s", text), &pgproto3.Describe{ObjectType: 'S', Name: "s"}, &pgproto3.Sync{}, &pgproto3.Sync{}) // behind which it is too late to run it once more
+			return append(c.answer(), c.answer()...)
+		})
+		for _, g := range got {
+			require.Equal(t, got[len(got)-1], g)
+		}
+	})
+}
+
 // TestTheUnnamedStatementThatCannotBeMadeAgainFailsAsItWould has a batch in which something comes before the Bind of it.
 func TestTheUnnamedStatementThatCannotBeMadeAgainFailsAsItWould(t *testing.T) {
 	onBoth(t, func(t *testing.T, version int) {
