@@ -435,7 +435,11 @@ func (s *Session) prime(msg []byte, unnamed, first bool) stop {
 	default:
 		return stopNot
 	}
-	if !first {
+	makes := s.turn.Unnamed() == turn.UnnamedLast && !s.queried && (typ != wire.Parse || !unnamed)
+	switch {
+	case makes && !s.beginsBatch() && !usesUnnamed(msg): // it could not be made before; to fail again would undo what the client has done since
+		return stopNot
+	case !first:
 		return stopPrime
 	}
 	s.primed = true
@@ -443,7 +447,7 @@ func (s *Session) prime(msg []byte, unnamed, first bool) stop {
 	at := len(s.prefix)
 	s.prefix = append(s.prefix, closeUnnamed...)
 	s.turn.InjectClose()
-	if s.turn.Unnamed() == turn.UnnamedLast && !s.queried && (typ != wire.Parse || !unnamed) {
+	if makes {
 		s.prefix = append(s.prefix, s.unnamed...)
 		if aboutPids(s.stmt.info) {
 			s.translate(s.prefix[at+len(closeUnnamed)+wire.HeaderLen:], s.signals(s.unnamed[wire.HeaderLen+1:]))

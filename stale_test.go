@@ -215,6 +215,36 @@ func TestAStatementThatIsClosedAndPreparedInOneBatchIsAsTheTableIs(t *testing.T)
 	})
 }
 
+// TestAnUnnamedStatementThatCannotBeMadeAgainUndoesNothing has batches and blocks that do not use it, and come in pieces.
+func TestAnUnnamedStatementThatCannotBeMadeAgainUndoesNothing(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, direct := opened(t, version)
+		direct.ok("DROP TABLE IF EXISTS kept; CREATE TABLE kept (i int); GRANT ALL ON kept TO public")
+		c, other := over(t, p), over(t, p)
+		require.Nil(t, prepares(c, "put", "INSERT INTO kept VALUES (1)").err)
+		require.Nil(t, prepares(c, "begin", "BEGIN").err)
+		require.Nil(t, prepares(c, "commit", "COMMIT").err)
+		require.Nil(t, prepares(c, "", "SELECT * FROM carried").err)
+		direct.ok("DROP TABLE carried")
+		everywhere(func() {
+			c.send(&pgproto3.Bind{PreparedStatement: "put"}, &pgproto3.Execute{}, &pgproto3.Flush{})
+			for range 20 { // in which time it has been tried to make it
+				other.ok("SELECT 1")
+			}
+			require.Nil(t, again(c, "put").err)
+		})
+		require.Equal(t, "6", direct.ok("SELECT count(*) FROM kept"))
+		everywhere(func() {
+			for _, name := range []string{"begin", "put", "put", "commit"} {
+				require.Nil(t, again(c, name).err)
+			}
+		})
+		require.Equal(t, "12", direct.ok("SELECT count(*) FROM kept"))
+		require.Equal(t, "42P01", again(c, "").code())
+		direct.ok("DROP TABLE kept")
+	})
+}
+
 // TestTheUnnamedStatementThatCannotBeMadeAgainFailsAsItWould has a batch in which something comes before the Bind of it.
 func TestTheUnnamedStatementThatCannotBeMadeAgainFailsAsItWould(t *testing.T) {
 	onBoth(t, func(t *testing.T, version int) {
