@@ -90,7 +90,7 @@ func (s *Session) bySQL(in *sqlscan.Info, runs, first bool) stop {
 	for _, r := range in.Refs {
 		s.refer(in, r, runs)
 	}
-	if in.Effects&sqlscan.PrepView != 0 {
+	if s.looks(in) {
 		s.expose()
 	}
 	if len(s.prefix) > was && !s.turn.Open() {
@@ -111,10 +111,24 @@ func (s *Session) waitsForSQL(in *sqlscan.Info) stop {
 	case !isBySQL(in):
 	case s.mustWait():
 		return s.hold(holdBatch)
-	case s.turn.Ready() > 0, in.Effects&sqlscan.PrepView != 0 && len(s.ops) > 0:
+	case s.turn.Ready() > 0, len(s.ops) > 0 && s.looks(in):
 		return s.hold(holdAll)
 	}
 	return stopNot
+}
+
+// looks reports whether a text may look at any of the session's statements: it reads the view, or executes one that is about statements in
+// its turn, which only the protocol can prepare.
+func (s *Session) looks(in *sqlscan.Info) bool {
+	if in.Effects&sqlscan.PrepView != 0 {
+		return true
+	}
+	for _, a := range s.executed(in) {
+		if isBySQL(a.info) {
+			return true
+		}
+	}
+	return false
 }
 
 // executed returns what the statements do that a text executes by name, as far as that is of interest.

@@ -54,6 +54,24 @@ func TestANameInOtherLettersIsNobodyElses(t *testing.T) {
 	})
 }
 
+// TestAStatementThatIsExecutedByAnotherIsTheSessionsOwn has a session execute one that executes one, of a name that only others have.
+func TestAStatementThatIsExecutedByAnotherIsTheSessionsOwn(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, _ := carrying(t, version, 0)
+		theirs, c := over(t, p), over(t, p)
+		require.Nil(t, prepares(c, "calls", "EXECUTE inner_one").err)
+		require.Nil(t, prepares(c, "drops", "DEALLOCATE inner_one").err)
+		theirs.ok("PREPARE inner_one AS SELECT 'theirs'")
+		everywhere(func() { theirs.ok("EXECUTE inner_one") })
+		everywhere(func() { require.Equal(t, "26000", c.query("EXECUTE calls").code()) })
+		everywhere(func() { theirs.ok("EXECUTE inner_one") })
+		everywhere(func() { require.Equal(t, "26000", c.query("EXECUTE drops").code()) })
+		c.ok("PREPARE inner_one AS SELECT 'mine'")
+		everywhere(func() { require.Equal(t, "mine", c.ok("EXECUTE calls")) })
+		everywhere(func() { require.Equal(t, "theirs", theirs.ok("EXECUTE inner_one")) })
+	})
+}
+
 // TestATemporaryTableIsFoundByASharedStatement has a session hide the table of a statement that was prepared for another one.
 func TestATemporaryTableIsFoundByASharedStatement(t *testing.T) {
 	onBoth(t, func(t *testing.T, version int) {
