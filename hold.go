@@ -12,7 +12,7 @@ type holds byte
 
 const (
 	holdBatch   holds = 1 << iota // what earlier batches do to named statements, and PREPAREs under way
-	holdAll                       // that, all of this batch, and every ReadyForQuery that is owed
+	holdAll                       // that, all of this batch, every ReadyForQuery that is owed, and the session's settings if they are asked for
 	holdReady                     // every ReadyForQuery that is owed
 	holdHearing                   // that the listener hears what the session is about to listen to (hark)
 	holdTold                      // that the client is told a ReadyForQuery, which notifications come in front of (withhold)
@@ -50,7 +50,7 @@ func (s *Session) known() (over holds) {
 	}
 	if s.turn.Ready() == 0 {
 		over |= holdReady
-		if len(s.ops)+len(s.sqlOps) == 0 {
+		if len(s.ops)+len(s.sqlOps) == 0 && !s.readsBack() {
 			over |= holdAll
 		}
 	}

@@ -135,6 +135,11 @@ func (s *Session) readBackLocked(sc *server) outcome {
 	return s.askLocked(sc, o, readBack(o.names, o.dirty))
 }
 
+// readsBack reports whether the server connection is being asked for settings of the session's.
+func (s *Session) readsBack() bool {
+	return s.srv != nil && slices.ContainsFunc(s.srv.own, func(o *own) bool { return o.kind == ownReadBack })
+}
+
 // endedOwn takes note that the server ended its session by an error over a query of the proxy's own. Where that was to
 // bring the connection into the session's settings, nothing of the session's has been run: it gets the error as its answer.
 func (sc *server) endedOwn() outcome {

@@ -424,6 +424,9 @@ func (s *Session) parsePrivate(msg, key []byte, a act, big, first bool) stop {
 // sent but what is answered at the same point.
 func (s *Session) parseShared(msg, name, tail []byte, a act, first bool) stop {
 	sc := s.srv
+	if s.readsBack() { // what it means is not known yet
+		return s.hold(holdAll)
+	}
 	under := s.readUnder()
 	if e := s.pool.statementEpoch.Load(); e != 0 {
 		under += "\x04" + strconv.FormatUint(e, 10)

@@ -111,7 +111,7 @@ func (s *Session) waitsForSQL(in *sqlscan.Info) stop {
 	case !isBySQL(in):
 	case s.mustWait():
 		return s.hold(holdBatch)
-	case s.turn.Ready() > 0, len(s.ops) > 0 && s.looks(in):
+	case s.turn.Ready() > 0, len(s.ops) > 0 && s.looks(in), in.Effects&sqlscan.Prepare != 0 && s.readsBack():
 		return s.hold(holdAll)
 	}
 	return stopNot

@@ -182,3 +182,65 @@ func TestWhatATransactionDefinesIsFoundInIt(t *testing.T) {
 		direct.ok("DROP SCHEMA mine; DROP TABLE within")
 	})
 }
+
+// TestWhatATransactionDefinedIsFoundWhenAnotherSessionCommitsIt has a text prepared while what it is to mean waits for its COMMIT PREPARED.
+func TestWhatATransactionDefinedIsFoundWhenAnotherSessionCommitsIt(t *testing.T) {
+	const text = "SELECT x FROM within"
+	onBoth(t, func(t *testing.T, version int) {
+		p, direct := carrying(t, version, 0)
+		direct.ok("DROP TABLE IF EXISTS within; CREATE TABLE within AS SELECT 'public'::text AS x; GRANT ALL ON within TO public",
+			"DROP SCHEMA IF EXISTS mine CASCADE; CREATE SCHEMA mine; GRANT ALL ON SCHEMA mine TO public")
+		maker, early, committer := over(t, p), over(t, p), over(t, p)
+		for _, c := range []*client{maker, early, committer} {
+			c.ok("SET search_path = mine, public")
+		}
+		maker.ok("BEGIN", "CREATE TABLE mine.within AS SELECT 'mine'::text AS x", "PREPARE TRANSACTION 'defines'")
+		require.Nil(t, prepares(early, "s", text).err)
+		everywhere(func() { require.Equal(t, []string{"public"}, again(early, "s").rows) })
+		committer.ok("COMMIT PREPARED 'defines'")
+		for _, c := range []*client{maker, committer} {
+			require.Nil(t, prepares(c, "s", text).err)
+			everywhere(func() { require.Equal(t, []string{"mine"}, again(c, "s").rows) })
+		}
+		direct.ok("DROP SCHEMA mine CASCADE; DROP TABLE within")
+	})
+}
+
+// TestAStatementIsReadUnderASettingThatIsStillAskedFor has a text prepared directly behind a SET of what the server reports to nobody, by
+// the session that sets it before and after others that do not.
+func TestAStatementIsReadUnderASettingThatIsStillAskedFor(t *testing.T) {
+	const text = "SELECT count(*) FROM (VALUES (NULL::int)) v(x) WHERE x = NULL"
+	for name, w := range map[string]struct {
+		prepare, use func(c *client) reply
+	}{
+		"parse":   {func(c *client) reply { return prepares(c, "s", text) }, func(c *client) reply { return again(c, "s") }},
+		"prepare": {func(c *client) reply { return c.query("PREPARE s AS " + text) }, func(c *client) reply { return c.query("EXECUTE s") }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onBoth(t, func(t *testing.T, version int) {
+				p, _ := carrying(t, version, 0)
+				for _, first := range []bool{true, false} {
+					a, b := over(t, p), over(t, p)
+					prepare := func(c *client, set string) {
+						if set != "" {
+							c.ok(set)
+						}
+						require.Nil(t, w.prepare(c).err)
+					}
+					if !first {
+						prepare(b, "")
+					}
+					prepare(a, "SET transform_null_equals = on")
+					if first {
+						prepare(b, "")
+					}
+					everywhere(func() {
+						require.Equal(t, []string{"1"}, w.use(a).rows)
+						require.Equal(t, []string{"0"}, w.use(b).rows)
+					})
+				}
+				pinnedBy(t, p)
+			})
+		})
+	}
+}

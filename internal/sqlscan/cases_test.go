@@ -317,7 +317,7 @@ var statementCases = []sqlCase{
 	{"rollback work to savepoint", "ROLLBACK WORK TO SAVEPOINT a", 0},
 	{"rollback to a savepoint named prepared", "ROLLBACK TO prepared", 0},
 	{"rollback to, then rollback", "ROLLBACK TO a; ROLLBACK", TxnEnd},
-	{"commit prepared", "COMMIT PREPARED 'x'", TxnEnd},
+	{"commit prepared", "COMMIT PREPARED 'x'", TxnEnd | Define},
 	{"rollback prepared", "ROLLBACK PREPARED 'x'", TxnEnd},
 	{"all in one", "BEGIN; SELECT 1; COMMIT", TxnBegin | TxnEnd},
 

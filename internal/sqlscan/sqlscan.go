@@ -85,7 +85,8 @@ const (
 	// ListenView is the function pg_listening_channels.
 	ListenView
 	// Define is a statement that may change what names stand for, for every session: CREATE and INTO of anything that is not
-	// temporary (INTO TEMP is reported, too), ALTER, IMPORT FOREIGN SCHEMA, and DO, which is where scripts make what does not exist yet.
+	// temporary (INTO TEMP is reported, too), ALTER, IMPORT FOREIGN SCHEMA, COMMIT PREPARED, and DO, which is where scripts make what does
+	// not exist yet.
 	Define
 	// Unsure says that the text could not be followed to its end, so that any other effect may be missing: it has a zero
 	// byte, an identifier with Unicode escapes or a dollar quote with an overlong tag, or it ends within a token.

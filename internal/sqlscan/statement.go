@@ -205,6 +205,7 @@ func (s *Scanner) endingClause(k word) {
 		}
 	case s.verb == VerbCommit:
 		s.verb = VerbCommitPrepared
+		s.effects |= Define // whatever the transaction has defined
 	case k == wordTo:
 		s.verb = VerbRollbackTo
 	default:

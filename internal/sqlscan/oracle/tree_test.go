@@ -185,6 +185,9 @@ func (f *finding) transaction(s *pgquery.TransactionStmt) sqlscan.Verb {
 	default:
 		f.effects |= sqlscan.TxnEnd
 	}
+	if verb == sqlscan.VerbCommitPrepared {
+		f.effects |= sqlscan.Define
+	}
 	if s.Chain {
 		f.effects |= sqlscan.TxnBegin
 	}
