@@ -154,7 +154,7 @@ func Cleartext(secrets SecretSource) Authenticator { return cleartextAuth{secret
 // Trust returns an Authenticator that lets clients of the same machine in, as the user that they say they are: those in
 // the same process, those whose address is a *net.UnixAddr, and those whose address, of whatever type, reads as a
 // loopback IP address. It refuses everyone else. A listener that stands for clients elsewhere, such as one behind a load
-// balancer on the same machine, must return connections that have their addresses.
+// balancer on the same machine, must return connections that have their addresses, as [ProxyProtocol]'s does.
 func Trust() Authenticator { return AuthenticatorFunc(trustLocal) }
 
 func trustLocal(_ context.Context, c *Client) error {

@@ -1,7 +1,12 @@
 package pgmoor
 
+import "net"
+
 // WithPlainIO returns cfg with every connection on the ordinary path.
 func WithPlainIO(cfg Config) Config { cfg.plainIO = true; return cfg }
 
 // WithRotation returns cfg with server connections lent in turn.
 func WithRotation(cfg Config) Config { cfg.RoundRobin = true; return cfg }
+
+// ConnOf returns the connection that a client's session reads and writes.
+func ConnOf(c *Client) net.Conn { return c.conn }

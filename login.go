@@ -97,6 +97,9 @@ func (p *Proxy) login(c *Client) (*Session, error) {
 	if p.ctx.Err() != nil { // Close has set its deadline already, and we ours over it
 		return nil, ErrProxyClosed
 	}
+	if err := c.unwrap(); err != nil {
+		return nil, err
+	}
 	if err := c.negotiate(ctx, startupConfig{tls: p.tls, cancel: p.cancelRequest}); err != nil {
 		return nil, err
 	}

@@ -284,8 +284,8 @@ func (s *Session) Close() error {
 // LocalAddr returns the address that the client connected to.
 func (s *Session) LocalAddr() net.Addr { return s.client.conn.LocalAddr() }
 
-// RemoteAddr returns the client's address.
-func (s *Session) RemoteAddr() net.Addr { return s.client.conn.RemoteAddr() }
+// RemoteAddr returns the client's address, as [Client.RemoteAddr] does.
+func (s *Session) RemoteAddr() net.Addr { return s.client.RemoteAddr() }
 
 // SetDeadline sets the deadlines of raw reads and writes; an error once Serve was called.
 func (s *Session) SetDeadline(t time.Time) error {

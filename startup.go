@@ -47,6 +47,7 @@ const (
 // not.
 type Client struct {
 	conn      net.Conn // owned by the handshake, then by the Session
+	from      net.Addr // who conn was made for, where a balancer said it; nil: see conn
 	tls       *tls.Conn
 	local     bool // came through DialContext
 	minor     uint32
@@ -80,8 +81,14 @@ func (c *Client) Parameter(name string) (value string, ok bool) {
 	return value, ok
 }
 
-// RemoteAddr returns the client's address.
-func (c *Client) RemoteAddr() net.Addr { return c.conn.RemoteAddr() }
+// RemoteAddr returns the client's address: behind a load balancer that of the client itself, where the listener is one of
+// [ProxyProtocol]'s.
+func (c *Client) RemoteAddr() net.Addr {
+	if c.from != nil {
+		return c.from
+	}
+	return c.conn.RemoteAddr()
+}
 
 // TLS returns the state of the encrypted connection, and false where it is not encrypted.
 func (c *Client) TLS() (tls.ConnectionState, bool) {

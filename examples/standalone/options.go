@@ -33,7 +33,11 @@ type options struct {
 	socketMode   fileMode
 	pinning      string
 	logLevel     slog.Level
+	drainGrace   time.Duration
 	drainTimeout time.Duration
+	reusePort    bool
+	balancers    networks
+	inherited    []string // names of the sockets that were passed to the process
 
 	servers *dsn.DSN // upstream, taken apart
 	secrets pgmoor.StaticSecrets
@@ -180,9 +184,14 @@ func (o *options) flags() *flag.FlagSet {
 	c := &o.config
 	c.BorrowTimeout, c.IdleTimeout, c.HandshakeTimeout = pgmoor.DefaultBorrowTimeout, pgmoor.DefaultIdleTimeout, pgmoor.DefaultHandshakeTimeout
 	c.UnpinInterval = pgmoor.DefaultUnpinInterval
-	o.drainTimeout, o.socketMode = 30*time.Second, 0o777
-	f.Var(&o.listen, "listen", "accept clients on `ADDRESS`: HOST:PORT, or the path of a Unix socket; may be repeated (default 127.0.0.1:6432)")
+	o.drainGrace, o.drainTimeout, o.socketMode = time.Second, 30*time.Second, 0o777
+	f.Var(&o.listen, "listen", "accept clients on `ADDRESS`: HOST:PORT, or the path of a Unix socket; may be repeated (default 127.0.0.1:6432,\n"+
+		"or none where systemd has passed sockets)")
 	f.Var(&o.socketMode, "socket-mode", "give Unix sockets the permissions `OCTAL`, as PostgreSQL's unix_socket_permissions")
+	f.BoolVar(&o.reusePort, "reuseport", false, "share the ports of -listen and -metrics with other processes that do so, so that one can be started before the\n"+
+		"one that it replaces is told to go. Linux only")
+	f.Var(&o.balancers, "proxy-protocol", "take the client's address from the header of the PROXY protocol that connections from `NETWORKS` begin with: those\n"+
+		"of load balancers, with commas between them. They must send one, and nobody else may")
 	f.StringVar(&o.upstream, "upstream", "", "the servers: a `DSN` as URL or keywords; several hosts are tried in order. Its sslmode,\n"+
 		"sslrootcert and connect_timeout count; a database in it does not matter. A user and password in it\n"+
 		"are as good as a line of the users file, whose own line for that user wins. Other users of this\n"+
@@ -212,8 +221,11 @@ func (o *options) flags() *flag.FlagSet {
 		"them; with -verify listed")
 	f.Var((*duration)(&c.UnpinInterval), "unpin-interval", "ask after `DURATION` whether a pinned client still needs its server connection; 0: only when others wait\n"+
 		"for one, or behind a statement that may have ended the reason")
-	f.Var((*duration)(&o.drainTimeout), "drain-timeout", "let transactions take `DURATION` to finish after the first signal")
-	f.StringVar(&o.metrics, "metrics", "", "serve figures over HTTP on `HOST:PORT`: /stats (JSON; OldestWait in nanoseconds) and /healthz")
+	f.Var((*duration)(&o.drainGrace), "drain-grace", "after the first signal accept nobody any more, and leave clients alone for `DURATION`, or until all have gone; 0:\n"+
+		"not at all")
+	f.Var((*duration)(&o.drainTimeout), "drain-timeout", "then end each client when it is in no transaction, and let transactions take `DURATION` to finish")
+	f.StringVar(&o.metrics, "metrics", "", "serve figures over HTTP on `HOST:PORT`: /stats (JSON; OldestWait in nanoseconds), /healthz, and /readyz, which is\n"+
+		"an error from the first signal on")
 	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "log `LEVEL` and above: error (no server lets the proxy in, a listener is gone), warn (also clients that are\n"+
 		"pinned, and a server that cannot be reached at the start), info (also pins that end, and clients that are refused),\n"+
 		"debug (also clients that hang up)")
@@ -223,8 +235,8 @@ func (o *options) flags() *flag.FlagSet {
 
 // resolve checks the flags against each other and makes the Config.
 func (o *options) resolve() error {
-	if len(o.listen) == 0 {
-		o.listen = addresses{"127.0.0.1:6432"}
+	if err := o.resolveListeners(); err != nil {
+		return err
 	}
 	if o.drainTimeout <= 0 || o.config.HandshakeTimeout <= 0 {
 		return errors.New("-drain-timeout and -handshake-timeout must be positive")
@@ -258,6 +270,27 @@ func (o *options) resolve() error {
 	// New only checks its Config; it opens nothing.
 	_, err := pgmoor.New(nil, o.config)
 	return err
+}
+
+// resolveListeners decides where clients come from.
+func (o *options) resolveListeners() error {
+	var err error
+	if o.inherited, err = inheritedNames(); err != nil {
+		return err
+	}
+	forClients := slices.ContainsFunc(o.inherited, func(name string) bool { return name != metricsSocket })
+	if len(o.listen) == 0 && !forClients {
+		o.listen = addresses{"127.0.0.1:6432"}
+	}
+	switch i := slices.IndexFunc(o.listen, isSocket); {
+	case o.reusePort && !canReusePort:
+		return errors.New("-reuseport is for Linux: elsewhere let a parent process pass the sockets, as systemd does")
+	case o.reusePort && i >= 0:
+		return fmt.Errorf("-reuseport is for TCP, and -listen %s is a Unix socket: let systemd pass that one", o.listen[i])
+	case o.drainGrace < 0:
+		return errors.New("-drain-grace must not be negative; 0 means not at all")
+	}
+	return nil
 }
 
 func (o *options) resolvePinning() error {

@@ -22,13 +22,15 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 		"-users", users, "-max-connections", "7", "-max-opening", "2", "-borrow-timeout", "0", "-idle-timeout", "0",
 		"-handshake-timeout", "5s", "-log-level", "warn", "-socket-mode", "0770",
 		"-pinning", "strict", "-verify", "listed", "-verify-functions", "enter_tenant, app.lock_job", "-unpin-interval", "0",
-		"-max-statements", "9", "-round-robin",
+		"-max-statements", "9", "-round-robin", "-proxy-protocol", "10.0.0.0/8, 192.0.2.1,2001:db8::/32", "-drain-grace", "0",
 	}, io.Discard)
 	require.NoError(t, err)
 	require.Equal(t, addresses{"127.0.0.1:7000", "/run/pgmoor.sock"}, o.listen)
 	c := o.config
 	require.Equal(t, []string{"db1:5432", "db2:6000"}, c.Upstream.Hosts)
 	require.Equal(t, "require", c.Upstream.SSLMode)
+	require.Equal(t, "10.0.0.0/8,192.0.2.1/32,2001:db8::/32", o.balancers.String())
+	require.Zero(t, o.drainGrace)
 	require.Equal(t, 7, c.MaxConnections)
 	require.Equal(t, 2, c.MaxOpening)
 	require.Equal(t, 9, c.MaxStatements)

@@ -28,26 +28,29 @@ func serve(ctx context.Context, o *options, stderr io.Writer) error {
 		return err
 	}
 	defer p.Close()
-	where, err := o.open(p)
+	sockets, err := o.open(p)
 	if err != nil {
 		return err
 	}
-	if o.metrics != "" {
-		m, err := startMetrics(o.metrics, p, o.config.Logger)
-		if err != nil {
-			return err
-		}
-		defer m.stop()
+	m, err := startMetrics(o, sockets.metrics, p)
+	if err != nil {
+		return err
 	}
+	defer m.stop()
 	served := make(chan error, 1)
 	go serveClients(p, served)
 	fmt.Fprintf(stderr, "pgmoor: ready on %s, upstream %s, at most %d server connections\n",
-		strings.Join(where, " and "), strings.Join(o.config.Upstream.Hosts, ","), o.config.MaxConnections)
+		strings.Join(sockets.where, " and "), strings.Join(o.config.Upstream.Hosts, ","), o.config.MaxConnections)
+	if err := notify("READY=1"); err != nil {
+		o.config.Logger.Warn("pgmoor: systemd is not told that the daemon is ready", "err", err)
+	}
 	defer startProbe(o)()
 	if err := untilSignal(ctx, served, hangup, o.config.Logger); err != nil {
 		return err
 	}
-	drained := drain(p, o, stderr)
+	m.leave()
+	_ = notify("STOPPING=1") // it said so before, if it does not listen
+	drained := drain(p, o, sockets.clients, stderr)
 	_ = p.Close()
 	if err := <-served; !errors.Is(err, pgmoor.ErrProxyClosed) {
 		return err
@@ -72,42 +75,102 @@ func untilSignal(ctx context.Context, served <-chan error, hangup <-chan os.Sign
 	}
 }
 
-// drain lets transactions finish until the second signal or the time limit.
-func drain(p *pgmoor.Proxy, o *options, stderr io.Writer) error {
-	limit, cancel := context.WithTimeout(context.Background(), o.drainTimeout)
-	defer cancel()
-	ctx, stop := signal.NotifyContext(limit, syscall.SIGTERM, syscall.SIGINT)
+// drain lets clients go for as long as -drain-grace says, and then transactions finish until the second signal or the time limit.
+func drain(p *pgmoor.Proxy, o *options, listeners []*retirable, stderr io.Writer) error {
+	signals, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	fmt.Fprintf(stderr, "pgmoor: draining %d clients, for at most %v; a second signal cuts them off\n", p.Stats().Clients, o.drainTimeout)
-	err := p.Shutdown(ctx)
+	fmt.Fprintf(stderr, "pgmoor: draining %d clients, for at most %v; a second signal cuts them off\n", p.Stats().Clients, o.drainGrace+o.drainTimeout)
+	letGo(signals, p, o, listeners)
+	limit, cancel := context.WithTimeout(signals, o.drainTimeout)
+	defer cancel()
+	err := p.Shutdown(limit)
 	switch {
 	case err == nil || errors.Is(err, pgmoor.ErrProxyClosed):
 		return nil
-	case limit.Err() != nil:
-		return fmt.Errorf("%d clients did not finish within %v (-drain-timeout) and were cut off", p.Stats().Clients, o.drainTimeout)
+	case signals.Err() != nil:
+		return fmt.Errorf("%d clients were cut off by the second signal", p.Stats().Clients)
 	}
-	return fmt.Errorf("%d clients were cut off by the second signal", p.Stats().Clients)
+	return fmt.Errorf("%d clients did not finish within %v (-drain-timeout) and were cut off", p.Stats().Clients, o.drainTimeout)
 }
 
-// open gives the Proxy its listeners and returns their addresses.
-func (o *options) open(p *pgmoor.Proxy) ([]string, error) {
-	var where []string
+// letGo retires the listeners and gives clients their grace.
+func letGo(ctx context.Context, p *pgmoor.Proxy, o *options, listeners []*retirable) {
+	if o.drainGrace == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.drainGrace+shakeTime)
+	defer cancel()
+	if err := retireAll(ctx, listeners); err != nil {
+		o.config.Logger.Warn("pgmoor: clients that connect at this moment may be cut off", "err", err)
+	}
+	awaitLeaving(ctx, func() int {
+		s := p.Stats()
+		return s.Clients + s.Handshaking
+	})
+}
+
+// sockets are what the daemon listens on.
+type sockets struct {
+	clients []*retirable
+	where   []string     // their addresses
+	metrics net.Listener // that was passed for them; nil: none
+}
+
+// open gives the Proxy its listeners: those that were passed to the process, and then those of -listen.
+func (o *options) open(p *pgmoor.Proxy) (*sockets, error) {
+	s := new(sockets)
+	for i, name := range o.inherited {
+		l, err := inheritedListener(i)
+		switch {
+		case err != nil:
+			return nil, err
+		case name == metricsSocket:
+			s.metrics = l
+		default:
+			if err := s.add(p, o, l, retireLeft); err != nil {
+				return nil, err
+			}
+		}
+	}
+	mode := retireClosed
+	if o.reusePort {
+		mode = retireDrained
+	}
 	for _, a := range o.listen {
 		l, err := o.listenOn(a)
 		if err != nil {
 			return nil, listenError("-listen", a, err)
 		}
-		if err := p.AddListener(l); err != nil {
+		if err := s.add(p, o, l, mode); err != nil {
 			return nil, err
 		}
-		where = append(where, l.Addr().String())
 	}
-	return where, nil
+	return s, nil
+}
+
+// add gives the Proxy a listener for clients.
+func (s *sockets) add(p *pgmoor.Proxy, o *options, l net.Listener, mode retireMode) error {
+	r := newRetirable(l, mode)
+	s.clients, s.where = append(s.clients, r), append(s.where, l.Addr().String())
+	if len(o.balancers) > 0 {
+		return p.AddListener(pgmoor.ProxyProtocol(r, o.balancers...))
+	}
+	return p.AddListener(r)
+}
+
+// listenTCP listens on a port of this process, or with -reuseport on one that it shares.
+func (o *options) listenTCP(addr string) (net.Listener, error) {
+	var c net.ListenConfig
+	if o.reusePort {
+		c.Control = reusePort
+		c.SetMultipathTCP(false) // its sockets take no filter (see refuseNew)
+	}
+	return c.Listen(context.Background(), "tcp", addr)
 }
 
 func (o *options) listenOn(addr string) (net.Listener, error) {
 	if !isSocket(addr) {
-		return net.Listen("tcp", addr)
+		return o.listenTCP(addr)
 	}
 	l, err := listenSocket(addr)
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -41,6 +42,9 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	code := m.Run()
+	if err := os.RemoveAll(programDir); err != nil {
+		panic(err)
+	}
 	if err := database.Close(); err != nil {
 		panic(err)
 	}
@@ -68,14 +72,36 @@ func startDaemon(t *testing.T, args ...string) *daemon {
 
 func startDaemonAt(t *testing.T, upstream string, args ...string) *daemon {
 	t.Helper()
-	program := filepath.Join(t.TempDir(), "standalone")
-	out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	args = append([]string{
-		"-listen", "127.0.0.1:0", "-upstream", upstream, "-max-connections", "3",
-		"-metrics", "127.0.0.1:0",
-	}, args...)
-	d := &daemon{cmd: exec.Command(program, args...)}
+	return launch(t, exec.Command(build(t), append(flags("127.0.0.1:0", upstream), args...)...))
+}
+
+func flags(listen, upstream string) []string {
+	return []string{"-listen", listen, "-upstream", upstream, "-max-connections", "3", "-metrics", "127.0.0.1:0"}
+}
+
+// build returns the path of the program, which is built once and removed in the end.
+func build(t *testing.T) string {
+	t.Helper()
+	dir, err := buildOnce()
+	require.NoError(t, err)
+	return filepath.Join(dir, "standalone")
+}
+
+var buildOnce = sync.OnceValues(func() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "standalone"); err == nil {
+		programDir = dir
+		err = exec.Command("go", "build", "-o", dir, ".").Run()
+	}
+	return dir, err
+})
+
+// programDir is where build has put the program; empty as long as it was not called.
+var programDir string
+
+// launch starts the program and waits until it is ready.
+func launch(t *testing.T, cmd *exec.Cmd) *daemon {
+	t.Helper()
+	d := &daemon{cmd: cmd}
 	pipe, err := d.cmd.StderrPipe()
 	require.NoError(t, err)
 	require.NoError(t, d.cmd.Start())
@@ -83,7 +109,7 @@ func startDaemonAt(t *testing.T, upstream string, args ...string) *daemon {
 	d.stderr = bufio.NewReader(pipe)
 	for d.addr == "" {
 		line, err := d.stderr.ReadString('\n')
-		require.NoError(t, err)
+		require.NoError(t, err, "%s", line)
 		if m := metricsLine.FindStringSubmatch(line); m != nil {
 			d.metrics = m[1]
 		}
