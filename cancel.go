@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"encoding/binary"
 	"io"
+	"net"
 	"time"
 )
 
@@ -76,19 +77,35 @@ func (e *env) cancelBackend(sc *server) {
 	}
 	ctx, stop := context.WithTimeout(context.Background(), cancelLimit)
 	defer stop()
-	conn, err := e.up.cfg.dialer().DialContext(ctx, sc.network, sc.address)
-	if err != nil {
+	if err := e.sendCancel(ctx, sc); err != nil {
 		e.log.Error("pgmoor: cancel request failed", "err", err)
 		return
 	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(cancelLimit))
-	m := binary.BigEndian.AppendUint32(nil, uint32(12+len(sc.secret)))
-	m = binary.BigEndian.AppendUint32(m, codeCancelRequest)
-	m = append(binary.BigEndian.AppendUint32(m, sc.pid), sc.secret...)
-	if _, err := conn.Write(m); err != nil {
-		return
-	}
 	e.count.cancels.Add(1)
-	_, _ = io.Copy(io.Discard, io.LimitReader(conn, 1024)) // until the server has sent its signal and hangs up
+}
+
+// sendCancel sends a cancel request for what sc runs, and returns when the server has dealt with it.
+func (e *env) sendCancel(ctx context.Context, sc *server) error {
+	conn, err := e.up.cfg.dialer().DialContext(ctx, sc.network, sc.address)
+	if err != nil {
+		return err
+	}
+	return passCancel(ctx, conn, sc.pid, sc.secret)
+}
+
+// passCancel sends a cancel request over conn, waits until the other side has dealt with it and hangs up, and closes conn. The
+// error is that of sending.
+func passCancel(ctx context.Context, conn net.Conn, pid uint32, key []byte) error {
+	defer conn.Close()
+	if limit, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(limit)
+	}
+	m := binary.BigEndian.AppendUint32(nil, uint32(12+len(key)))
+	m = binary.BigEndian.AppendUint32(m, codeCancelRequest)
+	m = append(binary.BigEndian.AppendUint32(m, pid), key...)
+	if _, err := conn.Write(m); err != nil {
+		return err
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(conn, 1024))
+	return nil
 }

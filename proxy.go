@@ -50,6 +50,7 @@ type Proxy struct {
 	stop  context.CancelFunc
 
 	wg       sync.WaitGroup // accept loops, handshakes, the sweeper
+	shares   sync.WaitGroup // Config.Budget
 	sessions sync.WaitGroup // sessions that Serve runs
 
 	mu        sync.Mutex
@@ -60,6 +61,7 @@ type Proxy struct {
 	pools     map[poolKey]*pool // by sorted key
 	budget    *budget
 	shaking   map[net.Conn]struct{} // connections in the middle of a handshake
+	stopShare context.CancelFunc    // nil: there is no Config.Budget, or it was not started
 	started   bool
 	draining  bool
 	closed    bool
@@ -132,7 +134,7 @@ func New(l net.Listener, cfg Config) (*Proxy, error) {
 		cfg: cfg, auth: cfg.Authenticator, tls: serverTLS(cfg.TLS),
 		ready: make(chan *Session), slots: make(chan struct{}, cfg.maxHandshakes()), full: make(chan struct{}), done: make(chan struct{}),
 		pools: make(map[poolKey]*pool), shaking: make(map[net.Conn]struct{}),
-		budget: &budget{limit: cfg.maxConnections()}, deaf: make(chan struct{}),
+		budget: newBudget(&cfg), deaf: make(chan struct{}),
 	}
 	p.env = &env{
 		cfg: &p.cfg, up: up, log: cfg.logger(), policy: cfg.pinning(), maxStatements: cfg.maxStatements(), defaultPolicy: cfg.pinning() == DefaultPinning{},
@@ -220,6 +222,7 @@ func (p *Proxy) start() {
 	for _, l := range p.listeners {
 		p.acceptLocked(l)
 	}
+	p.startShareLocked()
 	p.wg.Add(1)
 	go p.sweep()
 }
@@ -484,6 +487,7 @@ func (p *Proxy) Close() error {
 	p.wg.Wait()
 	p.sessions.Wait()
 	p.closePools()
+	p.endShare()
 	return err
 }
 

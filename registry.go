@@ -187,6 +187,8 @@ func (p *pool) waitHintLocked(since time.Time, others int) string {
 	}
 	used, limit := p.budget.usage()
 	switch {
+	case limit == 0 && used == 0:
+		return hint + "This instance was granted no server connection: see Config.Budget."
 	case p.failing && !p.starved:
 		return hint + "Logging in to the server failed: see the proxy's log."
 	case used < limit || p.dialing > 0 && !p.starved:
