@@ -2,7 +2,6 @@ package pgmoor
 
 import (
 	"context"
-	"crypto/subtle"
 	"encoding/binary"
 	"io"
 	"net"
@@ -13,13 +12,13 @@ import (
 const cancelLimit = 10 * time.Second
 
 // cancelRequest carries out a client's cancel request (PostgreSQL documentation, "Canceling Requests in Progress"). The
-// key is one that the proxy gave out; nothing says whether it was right.
+// key is one that the proxy gave out, or another instance (see peers.go); nothing says whether it was right.
 func (p *Proxy) cancelRequest(pid uint32, key []byte) {
-	s := p.env.session(pid)
-	if s == nil || subtle.ConstantTimeCompare(s.secret, key) != 1 {
+	if s := p.env.holder(pid, key); s != nil {
+		s.cancel()
 		return
 	}
-	s.cancel()
+	p.passOn(pid, key)
 }
 
 // cancel cancels what the session's client waits for: the server's work, or a place in the queue.
@@ -97,9 +96,8 @@ func (e *env) sendCancel(ctx context.Context, sc *server) error {
 // error is that of sending.
 func passCancel(ctx context.Context, conn net.Conn, pid uint32, key []byte) error {
 	defer conn.Close()
-	if limit, ok := ctx.Deadline(); ok {
-		_ = conn.SetDeadline(limit)
-	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
 	m := binary.BigEndian.AppendUint32(nil, uint32(12+len(key)))
 	m = binary.BigEndian.AppendUint32(m, codeCancelRequest)
 	m = append(binary.BigEndian.AppendUint32(m, pid), key...)

@@ -53,14 +53,16 @@ type Stats struct {
 	ServersClosed  int64
 	BorrowTimeouts int64
 	Cancels        int64 // cancel requests that were forwarded to a server
-	LoginFailures  int64 // clients that were refused or not done in time; not those that hung up
-	OpenFailures   int64 // logins to servers that failed
+	// CancelsPassedOn counts cancel requests that were passed on to another instance (see Config.Peers).
+	CancelsPassedOn int64
+	LoginFailures   int64 // clients that were refused or not done in time; not those that hung up
+	OpenFailures    int64 // logins to servers that failed
 }
 
 // counters are the parts of Stats that are counted where they happen, outside of any transaction.
 type counters struct {
 	clients, servers, serversClosed       atomic.Int64
-	borrowTimeouts, cancels               atomic.Int64
+	borrowTimeouts, cancels, passedOn     atomic.Int64
 	loginFailures, openFailures, recycled atomic.Int64
 	setUps, verifications                 atomic.Int64
 	stmtsPrepared, stmtsShared            atomic.Int64

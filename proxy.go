@@ -42,12 +42,13 @@ type Proxy struct {
 	auth Authenticator
 	tls  *tls.Config
 
-	ready chan *Session // clients that have logged in
-	slots chan struct{} // bounds the handshakes of network clients
-	full  chan struct{} // closed by Shutdown: clients that nobody has accepted yet go away
-	done  chan struct{} // closed by Close
-	ctx   context.Context
-	stop  context.CancelFunc
+	ready   chan *Session // clients that have logged in
+	slots   chan struct{} // bounds the handshakes of network clients
+	passing chan struct{} // bounds the cancel requests that are passed on
+	full    chan struct{} // closed by Shutdown: clients that nobody has accepted yet go away
+	done    chan struct{} // closed by Close
+	ctx     context.Context
+	stop    context.CancelFunc
 
 	wg       sync.WaitGroup // accept loops, handshakes, the sweeper
 	shares   sync.WaitGroup // Config.Budget
@@ -75,6 +76,7 @@ type env struct {
 	cfg           *Config
 	up            *upstream
 	log           *slog.Logger
+	peers         Peers // nil: there are none
 	policy        PinningPolicy
 	defaultPolicy bool
 	maxStatements int // on a server connection
@@ -132,12 +134,12 @@ func New(l net.Listener, cfg Config) (*Proxy, error) {
 	}
 	p := &Proxy{
 		cfg: cfg, auth: cfg.Authenticator, tls: serverTLS(cfg.TLS),
-		ready: make(chan *Session), slots: make(chan struct{}, cfg.maxHandshakes()), full: make(chan struct{}), done: make(chan struct{}),
+		ready: make(chan *Session), slots: make(chan struct{}, cfg.maxHandshakes()), passing: make(chan struct{}, maxPassedOn), full: make(chan struct{}), done: make(chan struct{}),
 		pools: make(map[poolKey]*pool), shaking: make(map[net.Conn]struct{}),
 		budget: newBudget(&cfg), deaf: make(chan struct{}),
 	}
 	p.env = &env{
-		cfg: &p.cfg, up: up, log: cfg.logger(), policy: cfg.pinning(), maxStatements: cfg.maxStatements(), defaultPolicy: cfg.pinning() == DefaultPinning{},
+		cfg: &p.cfg, up: up, log: cfg.logger(), peers: cfg.peers(), policy: cfg.pinning(), maxStatements: cfg.maxStatements(), defaultPolicy: cfg.pinning() == DefaultPinning{},
 		byPid: make(map[uint32]*Session), lastPid: firstPid, pins: make(map[string]pinCount),
 		texts: sqlscan.NewCache(cachedTexts, cfg.VerifyFunctions...),
 	}

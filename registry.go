@@ -11,15 +11,10 @@ func (e *env) register(s *Session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for {
-		e.lastPid++
-		if e.lastPid > 1<<31-1 {
-			e.lastPid = firstPid
-		}
-		if e.byPid[e.lastPid] == nil {
+		if s.pid = e.nextPidLocked(); e.byPid[s.pid] == nil {
 			break
 		}
 	}
-	s.pid = e.lastPid
 	e.byPid[s.pid] = s
 	e.count.clients.Add(1)
 }
@@ -131,7 +126,7 @@ func (p *Proxy) Stats() Stats {
 	c := &p.env.count
 	st := Stats{
 		ClientsTotal: c.clients.Load(), ServersOpened: c.servers.Load(), ServersClosed: c.serversClosed.Load(),
-		BorrowTimeouts: c.borrowTimeouts.Load(), Cancels: c.cancels.Load(), LoginFailures: c.loginFailures.Load(),
+		BorrowTimeouts: c.borrowTimeouts.Load(), Cancels: c.cancels.Load(), CancelsPassedOn: c.passedOn.Load(), LoginFailures: c.loginFailures.Load(),
 		OpenFailures: c.openFailures.Load(), SettingsMoved: c.setUps.Load(), Verifications: c.verifications.Load(),
 		StatementsPrepared: c.stmtsPrepared.Load(), StatementsShared: c.stmtsShared.Load(), StatementsEvicted: c.stmtsEvicted.Load(),
 		StatementsHealed: c.stmtsHealed.Load(),

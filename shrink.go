@@ -17,6 +17,10 @@ var errCut = errors.New("pgmoor: the budget was cut")
 // are given back. Waiters get what has become free.
 func (b *budget) setLimit(n int) {
 	b.mu.Lock()
+	if n == b.limit {
+		b.mu.Unlock()
+		return
+	}
 	b.limit = n
 	b.noteSurplusLocked()
 	b.noteLocked()
