@@ -5,6 +5,3 @@ func WithPlainIO(cfg Config) Config { cfg.plainIO = true; return cfg }
 
 // WithRotation returns cfg with server connections lent in turn.
 func WithRotation(cfg Config) Config { cfg.RoundRobin = true; return cfg }
-
-// Limit returns how many server connections the proxy may hold.
-func (p *Proxy) Limit() int { return p.budget.demand().Granted }

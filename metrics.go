@@ -16,7 +16,9 @@ type Stats struct {
 
 	Servers     int // pooled server connections, open or being opened
 	ServersIdle int // of those, how many nobody uses
-	Pinned      int // clients that keep their server connection
+	// ServersGranted is how many there may be: Config.MaxConnections, or what Config.Budget has granted.
+	ServersGranted int
+	Pinned         int // clients that keep their server connection
 	// PinnedBy counts the pinned clients by the first reason for which each was pinned: the name of one of [Effects],
 	// "requested" for SET pgmoor.pin, or a policy's [Decision].Reason. Of reasons only 64 are counted apart, the
 	// rest as "policy".

@@ -136,7 +136,7 @@ func (p *pool) openFailed(err error) {
 		p.noteFailure(err)
 	}
 	p.mu.Lock()
-	p.failing = true
+	p.failing = !errors.Is(err, errCut)
 	p.opening--
 	p.dialing--
 	p.backoff = min(max(2*p.backoff, minBackoff), maxBackoff)

@@ -91,8 +91,16 @@ func (c *Config) peers() Peers {
 	return p
 }
 
-// nextPidLocked returns the next process id, which may be in use.
-func (e *env) nextPidLocked() uint32 {
+// number returns the number of this instance among its peers; 0 if it has none.
+func (e *env) number() uint32 {
+	if e.peers == nil {
+		return 0
+	}
+	return uint32(e.peers.Self())
+}
+
+// nextPidLocked returns the next process id of the instance with that number, which may be in use.
+func (e *env) nextPidLocked(number uint32) uint32 {
 	e.lastPid++
 	if e.peers == nil {
 		if e.lastPid > 1<<31-1 {
@@ -100,8 +108,8 @@ func (e *env) nextPidLocked() uint32 {
 		}
 		return e.lastPid
 	}
-	if n := uint32(e.peers.Self()); n > 0 {
-		return n<<numberShift | hopMask | e.lastPid&sessionMask
+	if number > 0 {
+		return number<<numberShift | hopMask | e.lastPid&sessionMask
 	}
 	return firstPid | e.lastPid&sessionMask
 }

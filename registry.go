@@ -8,10 +8,11 @@ import (
 
 // register gives the session its process id, by which cancel requests find it, and counts it.
 func (e *env) register(s *Session) {
+	number := e.number()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for {
-		if s.pid = e.nextPidLocked(); e.byPid[s.pid] == nil {
+		if s.pid = e.nextPidLocked(number); e.byPid[s.pid] == nil {
 			break
 		}
 	}
@@ -134,6 +135,7 @@ func (p *Proxy) Stats() Stats {
 		PinnedBy: map[string]int{}, PinsTotal: map[string]int64{},
 	}
 	p.env.stats(&st)
+	_, st.ServersGranted = p.budget.usage()
 	p.mu.Lock()
 	st.Handshaking = len(p.shaking)
 	st.Transactions = p.retired

@@ -56,6 +56,9 @@ func (s *Share) Grant(n int) {
 	s.budget.setLimit(n)
 }
 
+// Most returns the greatest grant of which the Proxy makes use, Config.MaxConnections; 0 if there is none.
+func (s *Share) Most() int { return s.most }
+
 // Cut closes at once what is open beyond the last grant, also connections that clients use, who are told that their
 // connection was lost, and logins that are under way. It returns before they are closed, which takes at most a second where the
 // server can be reached. It is for a Budget whose grant is about to become somebody else's.

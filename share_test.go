@@ -116,6 +116,7 @@ func TestAGrantIsBoundedByMaxConnections(t *testing.T) {
 		s := <-shares
 		s.Grant(10)
 		require.Equal(t, 3, s.Demand().Granted)
+		require.Equal(t, 3, s.Most())
 		s.Grant(-1)
 		require.Zero(t, s.Demand().Granted)
 	})
@@ -263,7 +264,7 @@ func TestStaticShareFollowsTheNumberOfInstances(t *testing.T) {
 		limit := func(wait time.Duration) int {
 			time.Sleep(wait)
 			synctest.Wait()
-			return r.Limit()
+			return r.Stats().ServersGranted
 		}
 		require.Zero(t, limit(0), "nothing is known")
 		there.Store(2)

@@ -137,7 +137,7 @@ const (
 )
 
 // part closes the connection so that the server is done with it, too, before the budget learns of it: another instance
-// may be about to open one in its place.
+// may be about to open one in its place. A connection of an Upstream.Dialer that cannot be closed by halves is closed at once.
 func (sc *server) part() {
 	conn := sc.link.Conn()
 	if c, ok := conn.(interface{ CloseWrite() error }); ok {

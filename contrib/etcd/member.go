@@ -33,6 +33,7 @@ type member struct {
 	floorAt  time.Time // when it may be, if it may not yet and there is a seat
 	failing  bool      // and it was logged
 	peak     []peak    // of the demand, of late
+	held     int       // the share, when it was last read or written
 	doubt    lowered
 	wanted   int // as etcd knows it; -1: it does not
 }
@@ -209,6 +210,11 @@ func (m *member) read(ctx context.Context) (*state, error) {
 	st := read(r, m.cfg.Prefix, m.id)
 	peers := st.peers()
 	m.peers.Store(&peers)
+	if has := st.shares[m.id]; has < m.held { // somebody has deleted it, or etcd has lost it
+		m.guard.allow(m.floor(), has)
+		m.share.Cut()
+	}
+	m.held = st.shares[m.id]
 	return st, nil
 }
 
@@ -301,6 +307,9 @@ func (m *member) demand() int {
 		n = max(n, p.n)
 	}
 	n += 1 + n/4
+	if most := m.share.Most(); most > 0 {
+		n = min(n, most)
+	}
 	return min(max(n-m.floor(), 0), m.cfg.Limit)
 }
 
@@ -360,6 +369,9 @@ func (m *member) put(ctx context.Context, st *state, n int, conditions []clientv
 			m.doubt = lowered{modified: st.modified, to: n}
 		}
 		return err
+	}
+	if r.Succeeded {
+		m.held = n
 	}
 	if r.Succeeded && n > has {
 		m.guard.allow(m.floor(), n)

@@ -124,3 +124,10 @@ func (r *relay) copyRequests(s, c net.Conn) {
 	_, _ = io.Copy(s, c)
 	_ = s.(*net.TCPConn).CloseWrite()
 }
+
+// cancelRequest is a whole cancel request.
+func cancelRequest(pid uint32, key []byte) []byte {
+	m := binary.BigEndian.AppendUint32(nil, uint32(12+len(key)))
+	m = binary.BigEndian.AppendUint32(m, 80877102)
+	return append(binary.BigEndian.AppendUint32(m, pid), key...)
+}
