@@ -234,3 +234,23 @@ func TestNewRefusesWhatCannotBeShared(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 }
+
+func TestAShareThatIsDeletedInEtcdIsClosedAtOnce(t *testing.T) {
+	s, server := startStore(t), pgtest.Shared(t, 15).Addr()
+	a := join(t, s, server, etcd.Config{Limit: 10, Instances: 1})
+	a.busy(10)
+	requireSoon(t, func() bool { return a.demand().Open == 10 })
+	require.Zero(t, a.p.Stats().ServersClosed)
+	c := s.client()
+	defer c.Close()
+	_, err := c.Delete(t.Context(), "/test/share/", clientv3.WithPrefix())
+	require.NoError(t, err)
+	requireSoon(t, func() bool { return a.p.Stats().ServersClosed == 10 })
+}
+
+func TestABudgetIsForOneProxy(t *testing.T) {
+	s, server := startStore(t), pgtest.Shared(t, 15).Addr()
+	a := join(t, s, server, etcd.Config{Limit: 1, Instances: 1})
+	requireSoon(t, func() bool { return a.demand().Granted == 1 })
+	require.ErrorContains(t, a.budget.Share(t.Context(), nil), "make another one")
+}

@@ -289,7 +289,7 @@ func (m *member) loseFloor() {
 	m.seat.Store(0)
 	if m.hasFloor {
 		m.hasFloor = false
-		m.cfg.Logger.Error("pgmoor/etcd: there are more instances than Config.Instances: this one has no floor", "instances", m.cfg.Instances)
+		m.cfg.Logger.Error("pgmoor/etcd: all seats are taken, by more instances than Config.Instances or by some that have just died: there is no floor until one is free", "instances", m.cfg.Instances)
 		m.guard.setFloor(0)
 		m.share.Cut()
 	}
