@@ -10,23 +10,30 @@ import (
 // back when the socket is closed. A pool that finds no token left gets one from the pool with the most idle connections;
 // where none is idle, a pool with less than its fair share has the first claim on a connection of one with more.
 type budget struct {
-	limit int
+	changed chan struct{} // tells Config.Budget; nil: there is none
 	// fair, while somebody has a claim, is the number of connections from which on a pool must give one up; else 0.
 	fair atomic.Int32
 	// starving is the number of pools that found no token since one was last given back.
 	starving atomic.Int32
+	// surplus is the number of connections beyond the limit that are not being closed.
+	surplus atomic.Int32
 
-	mu       sync.Mutex // taken inside a pool's; takes none
-	used     int
-	yielding int // connections that were given up for claims and are not closed yet
-	pools    []*pool
-	claims   []*pool // oldest first
-	starved  map[*pool]struct{}
+	mu        sync.Mutex // taken inside a pool's; takes none
+	limit     int        // changed by setLimit only
+	used      int
+	yielding  int // connections that were given up for claims and are not closed yet
+	shrinking int // connections that were given up for the limit and are not closed yet
+	pools     []*pool
+	claims    []*pool // oldest first
+	starved   map[*pool]struct{}
 }
+
+func (b *budget) poolsLocked() []*pool { return slices.Clone(b.pools) }
 
 // take takes a token for p. Where it does not, p is woken when a token is given back.
 func (b *budget) take(p *pool) bool {
 	b.mu.Lock()
+	b.noteLocked()
 	free := b.limit - b.used
 	first := slices.Index(b.claims, p)
 	if free > len(b.claims) || first >= 0 && free > first {
@@ -40,10 +47,10 @@ func (b *budget) take(p *pool) bool {
 	}
 	b.starved[p] = struct{}{}
 	b.starving.Store(int32(len(b.starved)))
-	pools := slices.Clone(b.pools)
+	pools, limit := b.poolsLocked(), b.limit
 	b.mu.Unlock()
 	if free > 0 || !b.evictFor(p, pools) { // what is free is spoken for
-		b.claim(p, pools)
+		b.claim(p, pools, limit)
 		for _, o := range pools { // their pinned sessions may not need to be
 			if o != p {
 				o.nudge()
@@ -65,15 +72,15 @@ func (b *budget) evictFor(p *pool, pools []*pool) bool {
 }
 
 // claim gives p a claim if it has less than its fair share.
-func (b *budget) claim(p *pool, pools []*pool) {
+func (b *budget) claim(p *pool, pools []*pool, limit int) {
 	wanting := 0
 	for _, o := range pools {
 		if o.wanting() {
 			wanting++
 		}
 	}
-	fair := b.limit / max(1, wanting) // 0 where there are more pools than connections: then they take turns
-	var sated []*pool                 // those that have their share, now that it is smaller
+	fair := limit / max(1, wanting) // 0 where there are more pools than connections: then they take turns
+	var sated []*pool               // those that have their share, now that it is smaller
 	for _, o := range pools {
 		if o.size() >= max(1, fair) {
 			sated = append(sated, o)
@@ -96,7 +103,7 @@ func (b *budget) unclaim(p *pool) {
 	b.mu.Lock()
 	claimed := slices.Contains(b.claims, p)
 	b.unclaimLocked(p)
-	pools := slices.Clone(b.pools)
+	pools := b.poolsLocked()
 	b.mu.Unlock()
 	if claimed {
 		refill(pools)
@@ -146,9 +153,12 @@ func (b *budget) give() {
 	b.mu.Lock()
 	b.used--
 	b.yielding = max(0, b.yielding-1)
+	b.shrinking = max(0, b.shrinking-1)
+	b.noteSurplusLocked()
+	b.noteLocked()
 	clear(b.starved) // they try again
 	b.starving.Store(0)
-	pools := slices.Clone(b.pools)
+	pools := b.poolsLocked()
 	b.mu.Unlock()
 	refill(pools)
 }

@@ -2,9 +2,9 @@ package pgmoor
 
 import (
 	"context"
-	"crypto/subtle"
 	"encoding/binary"
 	"io"
+	"net"
 	"time"
 )
 
@@ -12,13 +12,13 @@ import (
 const cancelLimit = 10 * time.Second
 
 // cancelRequest carries out a client's cancel request (PostgreSQL documentation, "Canceling Requests in Progress"). The
-// key is one that the proxy gave out; nothing says whether it was right.
+// key is one that the proxy gave out, or another instance (see peers.go); nothing says whether it was right.
 func (p *Proxy) cancelRequest(pid uint32, key []byte) {
-	s := p.env.session(pid)
-	if s == nil || subtle.ConstantTimeCompare(s.secret, key) != 1 {
+	if s := p.env.holder(pid, key); s != nil {
+		s.cancel()
 		return
 	}
-	s.cancel()
+	p.passOn(pid, key)
 }
 
 // cancel cancels what the session's client waits for: the server's work, or a place in the queue.
@@ -76,19 +76,34 @@ func (e *env) cancelBackend(sc *server) {
 	}
 	ctx, stop := context.WithTimeout(context.Background(), cancelLimit)
 	defer stop()
-	conn, err := e.up.cfg.dialer().DialContext(ctx, sc.network, sc.address)
-	if err != nil {
+	if err := e.sendCancel(ctx, sc); err != nil {
 		e.log.Error("pgmoor: cancel request failed", "err", err)
 		return
 	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(cancelLimit))
-	m := binary.BigEndian.AppendUint32(nil, uint32(12+len(sc.secret)))
-	m = binary.BigEndian.AppendUint32(m, codeCancelRequest)
-	m = append(binary.BigEndian.AppendUint32(m, sc.pid), sc.secret...)
-	if _, err := conn.Write(m); err != nil {
-		return
-	}
 	e.count.cancels.Add(1)
-	_, _ = io.Copy(io.Discard, io.LimitReader(conn, 1024)) // until the server has sent its signal and hangs up
+}
+
+// sendCancel sends a cancel request for what sc runs, and returns when the server has dealt with it.
+func (e *env) sendCancel(ctx context.Context, sc *server) error {
+	conn, err := e.up.cfg.dialer().DialContext(ctx, sc.network, sc.address)
+	if err != nil {
+		return err
+	}
+	return passCancel(ctx, conn, sc.pid, sc.secret)
+}
+
+// passCancel sends a cancel request over conn, waits until the other side has dealt with it and hangs up, and closes conn. The
+// error is that of sending.
+func passCancel(ctx context.Context, conn net.Conn, pid uint32, key []byte) error {
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	m := binary.BigEndian.AppendUint32(nil, uint32(12+len(key)))
+	m = binary.BigEndian.AppendUint32(m, codeCancelRequest)
+	m = append(binary.BigEndian.AppendUint32(m, pid), key...)
+	if _, err := conn.Write(m); err != nil {
+		return err
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(conn, 1024))
+	return nil
 }

@@ -72,6 +72,15 @@ type Config struct {
 	// not counted. If zero, DefaultMaxConnections.
 	MaxConnections int
 
+	// Budget says how many server connections this instance may hold, where several instances share what a server has
+	// room for. What is counted is the same as for MaxConnections, which is then an upper bound of what this instance takes of it, none if zero. A
+	// connection counts until the server has closed its side, too, for which it is given a second. If nil, MaxConnections alone decides.
+	Budget Budget
+
+	// Peers are the other instances behind the same load balancer, to whom cancel requests are passed on that are for their
+	// clients. If nil, Budget, where that is a Peers; if that is none either, cancel requests of other instances' clients are dropped.
+	Peers Peers
+
 	// MaxOpening is the greatest number of logins to the servers that are under way at once, for each database
 	// and user. If zero, DefaultMaxOpening.
 	MaxOpening int
@@ -195,6 +204,13 @@ func (c *Config) validate() error {
 	}
 	if c.Verify > VerifyAlways {
 		return fmt.Errorf("pgmoor: Config.Verify is %d, which is no VerifyMode", c.Verify)
+	}
+	for _, f := range []any{c.Budget, c.Peers} {
+		if v, ok := f.(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return err
+			}
+		}
 	}
 	return c.Upstream.validate()
 }

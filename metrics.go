@@ -16,7 +16,9 @@ type Stats struct {
 
 	Servers     int // pooled server connections, open or being opened
 	ServersIdle int // of those, how many nobody uses
-	Pinned      int // clients that keep their server connection
+	// ServersGranted is how many there may be: Config.MaxConnections, or what Config.Budget has granted.
+	ServersGranted int
+	Pinned         int // clients that keep their server connection
 	// PinnedBy counts the pinned clients by the first reason for which each was pinned: the name of one of [Effects],
 	// "requested" for SET pgmoor.pin, or a policy's [Decision].Reason. Of reasons only 64 are counted apart, the
 	// rest as "policy".
@@ -53,14 +55,16 @@ type Stats struct {
 	ServersClosed  int64
 	BorrowTimeouts int64
 	Cancels        int64 // cancel requests that were forwarded to a server
-	LoginFailures  int64 // clients that were refused or not done in time; not those that hung up
-	OpenFailures   int64 // logins to servers that failed
+	// CancelsPassedOn counts cancel requests that were passed on to another instance (see Config.Peers).
+	CancelsPassedOn int64
+	LoginFailures   int64 // clients that were refused or not done in time; not those that hung up
+	OpenFailures    int64 // logins to servers that failed
 }
 
 // counters are the parts of Stats that are counted where they happen, outside of any transaction.
 type counters struct {
 	clients, servers, serversClosed       atomic.Int64
-	borrowTimeouts, cancels               atomic.Int64
+	borrowTimeouts, cancels, passedOn     atomic.Int64
 	loginFailures, openFailures, recycled atomic.Int64
 	setUps, verifications                 atomic.Int64
 	stmtsPrepared, stmtsShared            atomic.Int64

@@ -20,8 +20,12 @@ func (p *pool) construct(ctx context.Context) (*server, error) {
 	if ctx.Value(openerKey{}) != p {
 		return nil, errNotOpener
 	}
-	li, err := p.up.open(p.ctx, &p.key)
+	begun := p.loginContext()
+	li, err := p.up.open(begun, &p.key)
 	if err != nil {
+		if errors.Is(context.Cause(begun), errCut) {
+			return nil, errCut
+		}
 		return nil, err
 	}
 	return newServer(li, p), nil
@@ -128,11 +132,11 @@ func (p *pool) opened(res *puddle.Resource[*server]) {
 func (p *pool) openFailed(err error) {
 	if p.ctx.Err() != nil {
 		err = ErrProxyClosed
-	} else {
+	} else if !errors.Is(err, errCut) {
 		p.noteFailure(err)
 	}
 	p.mu.Lock()
-	p.failing = true
+	p.failing = !errors.Is(err, errCut)
 	p.opening--
 	p.dialing--
 	p.backoff = min(max(2*p.backoff, minBackoff), maxBackoff)

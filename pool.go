@@ -96,11 +96,15 @@ type pool struct {
 	ear     *listener // nil: nobody has listened yet
 	lent    int64
 	closed  bool
+
+	loginsCtx  context.Context // of logins that begin now; from ctx
+	stopLogins context.CancelCauseFunc
 }
 
 func newPool(key poolKey, up *upstream, e *env, b *budget) (*pool, error) {
 	p := &pool{key: key, up: up, env: e, budget: b, meanings: e.meaningsOf(key.database), wake: make(chan struct{}, 1), open: make(map[*server]struct{})}
 	p.ctx, p.stop = context.WithCancel(context.WithValue(context.Background(), openerKey{}, p))
+	p.loginsCtx, p.stopLogins = context.WithCancelCause(p.ctx)
 	inv, err := puddle.NewPool(&puddle.Config[*server]{
 		Constructor: p.construct, Destructor: (*server).destroy, MaxSize: puddleCeiling,
 	})
@@ -278,7 +282,7 @@ func (p *pool) release(sc *server, again *Session) *Session {
 	}
 	// A connection that was just opened serves somebody before it may be claimed: pools that take turns would else do
 	// nothing but log in.
-	if p.closed || sc.retired() || (used || p.first == nil) && p.budget.mustYield(p, p.servers, p.first == nil) {
+	if p.closed || sc.retired() || p.budget.mustShrink() || (used || p.first == nil) && p.budget.mustYield(p, p.servers, p.first == nil) {
 		p.mu.Unlock()
 		sc.kill()
 		return nil
@@ -376,7 +380,7 @@ func (p *pool) keep() {
 func (p *pool) hungry() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.waiting > 0 || p.budget.starving.Load() > 0
+	return p.waiting > 0 || p.budget.starving.Load() > 0 || p.budget.surplus.Load() > 0
 }
 
 // reconsiderPinned asks, while somebody waits, whether those that keep a server connection still need it.

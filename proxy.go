@@ -42,14 +42,16 @@ type Proxy struct {
 	auth Authenticator
 	tls  *tls.Config
 
-	ready chan *Session // clients that have logged in
-	slots chan struct{} // bounds the handshakes of network clients
-	full  chan struct{} // closed by Shutdown: clients that nobody has accepted yet go away
-	done  chan struct{} // closed by Close
-	ctx   context.Context
-	stop  context.CancelFunc
+	ready   chan *Session // clients that have logged in
+	slots   chan struct{} // bounds the handshakes of network clients
+	passing chan struct{} // bounds the cancel requests that are passed on
+	full    chan struct{} // closed by Shutdown: clients that nobody has accepted yet go away
+	done    chan struct{} // closed by Close
+	ctx     context.Context
+	stop    context.CancelFunc
 
 	wg       sync.WaitGroup // accept loops, handshakes, the sweeper
+	shares   sync.WaitGroup // Config.Budget
 	sessions sync.WaitGroup // sessions that Serve runs
 
 	mu        sync.Mutex
@@ -60,6 +62,7 @@ type Proxy struct {
 	pools     map[poolKey]*pool // by sorted key
 	budget    *budget
 	shaking   map[net.Conn]struct{} // connections in the middle of a handshake
+	stopShare context.CancelFunc    // nil: there is no Config.Budget, or it was not started
 	started   bool
 	draining  bool
 	closed    bool
@@ -73,6 +76,7 @@ type env struct {
 	cfg           *Config
 	up            *upstream
 	log           *slog.Logger
+	peers         Peers // nil: there are none
 	policy        PinningPolicy
 	defaultPolicy bool
 	maxStatements int // on a server connection
@@ -130,12 +134,12 @@ func New(l net.Listener, cfg Config) (*Proxy, error) {
 	}
 	p := &Proxy{
 		cfg: cfg, auth: cfg.Authenticator, tls: serverTLS(cfg.TLS),
-		ready: make(chan *Session), slots: make(chan struct{}, cfg.maxHandshakes()), full: make(chan struct{}), done: make(chan struct{}),
+		ready: make(chan *Session), slots: make(chan struct{}, cfg.maxHandshakes()), passing: make(chan struct{}, maxPassedOn), full: make(chan struct{}), done: make(chan struct{}),
 		pools: make(map[poolKey]*pool), shaking: make(map[net.Conn]struct{}),
-		budget: &budget{limit: cfg.maxConnections()}, deaf: make(chan struct{}),
+		budget: newBudget(&cfg), deaf: make(chan struct{}),
 	}
 	p.env = &env{
-		cfg: &p.cfg, up: up, log: cfg.logger(), policy: cfg.pinning(), maxStatements: cfg.maxStatements(), defaultPolicy: cfg.pinning() == DefaultPinning{},
+		cfg: &p.cfg, up: up, log: cfg.logger(), peers: cfg.peers(), policy: cfg.pinning(), maxStatements: cfg.maxStatements(), defaultPolicy: cfg.pinning() == DefaultPinning{},
 		byPid: make(map[uint32]*Session), lastPid: firstPid, pins: make(map[string]pinCount),
 		texts: sqlscan.NewCache(cachedTexts, cfg.VerifyFunctions...),
 	}
@@ -220,6 +224,7 @@ func (p *Proxy) start() {
 	for _, l := range p.listeners {
 		p.acceptLocked(l)
 	}
+	p.startShareLocked()
 	p.wg.Add(1)
 	go p.sweep()
 }
@@ -484,6 +489,7 @@ func (p *Proxy) Close() error {
 	p.wg.Wait()
 	p.sessions.Wait()
 	p.closePools()
+	p.endShare()
 	return err
 }
 

@@ -8,18 +8,14 @@ import (
 
 // register gives the session its process id, by which cancel requests find it, and counts it.
 func (e *env) register(s *Session) {
+	number := e.number()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for {
-		e.lastPid++
-		if e.lastPid > 1<<31-1 {
-			e.lastPid = firstPid
-		}
-		if e.byPid[e.lastPid] == nil {
+		if s.pid = e.nextPidLocked(number); e.byPid[s.pid] == nil {
 			break
 		}
 	}
-	s.pid = e.lastPid
 	e.byPid[s.pid] = s
 	e.count.clients.Add(1)
 }
@@ -131,7 +127,7 @@ func (p *Proxy) Stats() Stats {
 	c := &p.env.count
 	st := Stats{
 		ClientsTotal: c.clients.Load(), ServersOpened: c.servers.Load(), ServersClosed: c.serversClosed.Load(),
-		BorrowTimeouts: c.borrowTimeouts.Load(), Cancels: c.cancels.Load(), LoginFailures: c.loginFailures.Load(),
+		BorrowTimeouts: c.borrowTimeouts.Load(), Cancels: c.cancels.Load(), CancelsPassedOn: c.passedOn.Load(), LoginFailures: c.loginFailures.Load(),
 		OpenFailures: c.openFailures.Load(), SettingsMoved: c.setUps.Load(), Verifications: c.verifications.Load(),
 		StatementsPrepared: c.stmtsPrepared.Load(), StatementsShared: c.stmtsShared.Load(), StatementsEvicted: c.stmtsEvicted.Load(),
 		StatementsHealed: c.stmtsHealed.Load(),
@@ -139,6 +135,7 @@ func (p *Proxy) Stats() Stats {
 		PinnedBy: map[string]int{}, PinsTotal: map[string]int64{},
 	}
 	p.env.stats(&st)
+	_, st.ServersGranted = p.budget.usage()
 	p.mu.Lock()
 	st.Handshaking = len(p.shaking)
 	st.Transactions = p.retired
@@ -187,6 +184,8 @@ func (p *pool) waitHintLocked(since time.Time, others int) string {
 	}
 	used, limit := p.budget.usage()
 	switch {
+	case limit == 0 && used == 0:
+		return hint + "This instance was granted no server connection: see Config.Budget."
 	case p.failing && !p.starved:
 		return hint + "Logging in to the server failed: see the proxy's log."
 	case used < limit || p.dialing > 0 && !p.starved:

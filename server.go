@@ -135,9 +135,14 @@ func (sc *server) stale() bool {
 	return sc.pool.env.now().Sub(sc.idleSince) > staleAfter && !sc.link.Alive()
 }
 
-// destroy is puddle's destructor: serve has ended. It closes the socket and gives the budget its token back.
+// destroy is puddle's destructor: serve has ended. It closes the socket and gives the budget its token back. Where others share the
+// budget, it first waits a little until the server has closed its side.
 func (sc *server) destroy() {
-	_ = sc.link.Conn().Close()
+	if sc.pool.env.cfg.Budget != nil {
+		sc.part()
+	} else {
+		_ = sc.link.Conn().Close()
+	}
 	sc.pool.budget.give()
 }
 

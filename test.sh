@@ -1,7 +1,7 @@
 #!/bin/bash
 # test.sh [quick | fuzz [TIME]]: everything that is tested, in the order of what fails fastest.
 #
-# It first installs what is missing: PostgreSQL 15 and 18, the drivers of compat, the linters. As root it uses the
+# It first installs what is missing: PostgreSQL 15 and 18, etcd, the drivers of compat, the linters. As root it uses the
 # distribution's packages for that (apt-get); otherwise it says what to install. What is there is left alone.
 # quick: only formatting, vet and the tests, with what is there.
 # fuzz: every fuzz target for TIME (10m unless told), before a release. Its inputs are random: what it finds is kept under testdata/fuzz,
@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 gofumpt=mvdan.cc/gofumpt@v0.12.0
 golangci=github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 fuzz_time=${2:-10m}
-modules=(. examples compat/go bench)
+modules=(. contrib/etcd examples compat/go bench)
 oracle=internal/sqlscan/oracle # PostgreSQL's parser, in C: it takes minutes to compile, and is compiled once
 tools=${PGMOOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pgmoor}/tools
 
@@ -102,7 +102,7 @@ fuzz() {
     name=${name#func }
     echo "${file%/*}: $name"
     fuzz_one "$name" "${file%/*}" || fuzz_one "$name" "${file%/*}" late
-  done < <(git ls-files -co --exclude-standard '*_test.go' | sed 's,^,./,' | grep -Ev '^\./(examples|compat|bench)/' |
+  done < <(git ls-files -co --exclude-standard '*_test.go' | sed 's,^,./,' | grep -Ev '^\./(contrib|examples|compat|bench)/' |
     xargs grep -oE '^func Fuzz[A-Za-z0-9_]+' /dev/null)
 }
 
@@ -205,6 +205,7 @@ case ${1:-all} in
     ;;
   all)
     step 'install PostgreSQL' scripts/install-postgres.sh
+    step 'install etcd' scripts/install-etcd.sh
     step 'install drivers' compat/install.sh
     step 'install a C compiler' need_compiler
     step gofumpt formatted
