@@ -10,14 +10,17 @@ import (
 // back when the socket is closed. A pool that finds no token left gets one from the pool with the most idle connections;
 // where none is idle, a pool with less than its fair share has the first claim on a connection of one with more.
 type budget struct {
-	limit int
+	// surplus is the number of connections beyond a limit that was made smaller, without those that are being closed for that.
+	surplus atomic.Int32
 	// fair, while somebody has a claim, is the number of connections from which on a pool must give one up; else 0.
 	fair atomic.Int32
 	// starving is the number of pools that found no token since one was last given back.
 	starving atomic.Int32
 
 	mu       sync.Mutex // taken inside a pool's; takes none
+	limit    int
 	used     int
+	shed     int // connections that were given up as surplus and are not closed yet
 	yielding int // connections that were given up for claims and are not closed yet
 	pools    []*pool
 	claims   []*pool // oldest first
@@ -72,8 +75,9 @@ func (b *budget) claim(p *pool, pools []*pool) {
 			wanting++
 		}
 	}
-	fair := b.limit / max(1, wanting) // 0 where there are more pools than connections: then they take turns
-	var sated []*pool                 // those that have their share, now that it is smaller
+	_, limit := b.usage()
+	fair := limit / max(1, wanting) // 0 where there are more pools than connections: then they take turns
+	var sated []*pool               // those that have their share, now that it is smaller
 	for _, o := range pools {
 		if o.size() >= max(1, fair) {
 			sated = append(sated, o)
@@ -146,11 +150,57 @@ func (b *budget) give() {
 	b.mu.Lock()
 	b.used--
 	b.yielding = max(0, b.yielding-1)
+	b.shed = max(0, b.shed-1)
+	b.measureLocked()
 	clear(b.starved) // they try again
 	b.starving.Store(0)
 	pools := slices.Clone(b.pools)
 	b.mu.Unlock()
 	refill(pools)
+}
+
+// resize changes the limit. Where it is smaller, idle connections beyond it are closed at once, and others when they come back;
+// where it is greater, the pools that went without try again.
+func (b *budget) resize(limit int) {
+	b.mu.Lock()
+	b.limit = limit
+	b.measureLocked()
+	clear(b.starved)
+	b.starving.Store(0)
+	pools := slices.Clone(b.pools)
+	b.mu.Unlock()
+	for b.mustShrink() {
+		if !b.evictFor(nil, pools) {
+			b.keep()
+			break
+		}
+	}
+	refill(pools)
+}
+
+func (b *budget) measureLocked() { b.surplus.Store(int32(max(0, b.used-b.limit-b.shed))) }
+
+// mustShrink reports whether a connection has to be closed because the limit is smaller now than when it was opened. The caller closes it.
+func (b *budget) mustShrink() bool {
+	if b.surplus.Load() == 0 {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.used-b.limit-b.shed <= 0 {
+		return false
+	}
+	b.shed++
+	b.measureLocked()
+	return true
+}
+
+// keep undoes mustShrink for a connection that was not there.
+func (b *budget) keep() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.shed--
+	b.measureLocked()
 }
 
 // usage returns how many tokens are taken, of how many.

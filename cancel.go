@@ -76,7 +76,7 @@ func (e *env) cancelBackend(sc *server) {
 	}
 	ctx, stop := context.WithTimeout(context.Background(), cancelLimit)
 	defer stop()
-	conn, err := e.up.cfg.dialer().DialContext(ctx, sc.network, sc.address)
+	conn, err := e.config().up.cfg.dialer().DialContext(ctx, sc.network, sc.address)
 	if err != nil {
 		e.log.Error("pgmoor: cancel request failed", "err", err)
 		return

@@ -14,9 +14,10 @@ type Stats struct {
 	// OldestWait is how long the one that waits longest has waited. As JSON it is a number of nanoseconds.
 	OldestWait time.Duration
 
-	Servers     int // pooled server connections, open or being opened
-	ServersIdle int // of those, how many nobody uses
-	Pinned      int // clients that keep their server connection
+	Paused      bool // see Proxy.Pause
+	Servers     int  // pooled server connections, open or being opened
+	ServersIdle int  // of those, how many nobody uses
+	Pinned      int  // clients that keep their server connection
 	// PinnedBy counts the pinned clients by the first reason for which each was pinned: the name of one of [Effects],
 	// "requested" for SET pgmoor.pin, or a policy's [Decision].Reason. Of reasons only 64 are counted apart, the
 	// rest as "policy".
