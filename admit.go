@@ -500,7 +500,7 @@ func (s *Session) text(b []byte, n int, use textUse) (a act, big bool) {
 	}
 	in := unclassified
 	if !s.opaque && (!s.ambiguous() || !dependsOnSettings(b)) {
-		in = s.env.texts.Inspect(b, s.strings)
+		in = s.env.config().texts.Inspect(b, s.strings)
 	}
 	a, refuse := s.judge(in, b, len(b), use)
 	if refuse != nil {

@@ -85,7 +85,7 @@ func (e *env) cancelBackend(sc *server) {
 
 // sendCancel sends a cancel request for what sc runs, and returns when the server has dealt with it.
 func (e *env) sendCancel(ctx context.Context, sc *server) error {
-	conn, err := e.up.cfg.dialer().DialContext(ctx, sc.network, sc.address)
+	conn, err := e.config().up.cfg.dialer().DialContext(ctx, sc.network, sc.address)
 	if err != nil {
 		return err
 	}

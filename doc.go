@@ -34,6 +34,12 @@
 // returns. A Proxy is itself a net.Listener whose [Proxy.Accept] returns clients that have logged in, as *[Session], for
 // programs that want to look at a client before serving it.
 //
+// # At run time
+//
+// [Proxy.Pause] stops all sessions between two transactions, for a server that is to be restarted or replaced, and [Proxy.Resume]
+// lets them go on: clients notice nothing but the wait. [Proxy.Reconnect] replaces server connections as they become free, and
+// [Proxy.Update] the configuration. [Proxy.Sessions] shows who is there, and [Proxy.Kill] ends one.
+//
 // # Who may come in
 //
 // [Config.Secrets] is where passwords are: for clients, who are asked for SCRAM-SHA-256, and for the proxy's own logins as

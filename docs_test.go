@@ -94,11 +94,46 @@ func requirePart(t *testing.T, name, part, want string) {
 	require.Equal(t, want, got, "%s is not up to date: go test -run Table -update .", path)
 }
 
+// updates says what Proxy.Update does with the fields of Config and Upstream. What it says is tested in update_test.go.
+var updates = map[string]string{
+	"Config.Upstream":         "see below",
+	"Config.Authenticator":    newClients,
+	"Config.Secrets":          "for clients and server connections that log in from then on",
+	"Config.TLS":              newClients,
+	"Config.RequireTLS":       newClients,
+	"Config.MaxConnections":   "at once; beyond a smaller one, connections are closed that are idle, and others when they come back; with a Budget no",
+	"Config.Budget":           "no: that of `New` stays",
+	"Config.Peers":            "no: those of `New` stay",
+	"Config.MaxOpening":       "at once",
+	"Config.MaxStatements":    "when a statement is prepared next",
+	"Config.RoundRobin":       "at once",
+	"Config.BorrowTimeout":    "at once, also for those who wait; for clients that log in from then on",
+	"Config.IdleTimeout":      "at once",
+	"Config.HandshakeTimeout": newClients,
+	"Config.MaxHandshakes":    "no: an error",
+	"Config.Pinning":          "for statements from then on; pins stay",
+	"Config.Verify":           "at once",
+	"Config.VerifyFunctions":  "for statements from then on, prepared ones excepted",
+	"Config.UnpinInterval":    "at once",
+	"Config.Logger":           "at once",
+
+	"Upstream.Hosts":          "at once: all server connections are retired, as by `Reconnect`",
+	"Upstream.Dialer":         newServers,
+	"Upstream.SSLMode":        "as `Hosts`",
+	"Upstream.TLSConfig":      newServers,
+	"Upstream.ConnectTimeout": newServers,
+}
+
+const (
+	newClients = "for clients that log in from then on"
+	newServers = "for server connections from then on"
+)
+
 // structTable is a table of the exported fields of a struct and what their comments say.
 func structTable(t *testing.T, f *ast.File, name string) string {
 	t.Helper()
 	var b strings.Builder
-	b.WriteString("| field | type | |\n|---|---|---|\n")
+	b.WriteString("| field | type | | changed by `Update` |\n|---|---|---|---|\n")
 	found := false
 	ast.Inspect(f, func(n ast.Node) bool {
 		spec, ok := n.(*ast.TypeSpec)
@@ -109,7 +144,7 @@ func structTable(t *testing.T, f *ast.File, name string) string {
 		for _, field := range spec.Type.(*ast.StructType).Fields.List {
 			for _, id := range field.Names {
 				if id.IsExported() {
-					fmt.Fprintf(&b, "| `%s` | `%s` | %s |\n", id.Name, types.ExprString(field.Type), cell(field.Doc))
+					fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s |\n", id.Name, types.ExprString(field.Type), cell(field.Doc), updates[name+"."+id.Name])
 				}
 			}
 		}

@@ -8,7 +8,7 @@ import "github.com/pgmoor/pgmoor/internal/wire"
 // when no bit is left: it is then looked at again, and may be held back for something else.
 
 // holds is what the session's next message waits for.
-type holds byte
+type holds uint16
 
 const (
 	holdBatch   holds = 1 << iota // what earlier batches do to named statements, and PREPAREs under way
@@ -19,6 +19,7 @@ const (
 	holdAsked                     // that the server connection says what it listens to (askWhat)
 	holdFresh                     // that the server connection is made fresh (cleanUp)
 	holdStandIn                   // that a server connection stands for a session that is to be signalled (seek)
+	holdPaused                    // the end of a pause (stopLocked)
 )
 
 const (

@@ -91,7 +91,7 @@ func (s *Session) over() {
 // stained reports whether the session may have left something on sc that others must not meet.
 func (s *Session) stained() bool {
 	return s.pins|s.cand != 0 || s.doubtful || len(s.dirty) > 0 || s.allReset || s.unmoor || s.holds&(holdFresh|holdAsked) != 0 ||
-		s.ears != nil && s.ears.dirty || s.srv != nil && len(s.srv.changed) > 0 || s.active && s.env.cfg.Verify == VerifyAlways
+		s.ears != nil && s.ears.dirty || s.srv != nil && len(s.srv.changed) > 0 || s.active && s.env.config().Verify == VerifyAlways
 }
 
 // wind takes the next step in cleaning up sc after the client of the session that holds it left: roll back, discard, give

@@ -245,7 +245,7 @@ func (s *Session) bound(msg, name []byte) *sqlscan.Info {
 		return nil
 	}
 	text, _, _ := strings.Cut(st.Tail(), "\x00")
-	return s.env.texts.Inspect([]byte(text), s.strings)
+	return s.env.config().texts.Inspect([]byte(text), s.strings)
 }
 
 // listens takes note of what a statement that is run does to what the session listens to. The caller holds mu.
@@ -431,7 +431,7 @@ func (s *Session) harken(msg, name []byte, l int, first bool) stop {
 	case wire.Parse:
 		if _, text, ok := wire.CString(msg[wire.HeaderLen:]); ok && l == len(msg) {
 			text, _, _ = wire.CString(text)
-			return s.attune(s.env.texts.Inspect(text, s.strings), first)
+			return s.attune(s.env.config().texts.Inspect(text, s.strings), first)
 		}
 	case wire.Bind:
 		return s.attune(s.bound(msg, name), first)

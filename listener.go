@@ -28,6 +28,7 @@ type listener struct {
 	wake chan struct{} // ends a pause between two attempts; capacity 1
 
 	// Owned by run.
+	epoch   uint64 // under which the connection was opened
 	order   *order // sent and not answered yet
 	tame    bool   // the first one was sent
 	broken  bool   // the connection was lost, or is of no use
@@ -169,7 +170,8 @@ func (l *listener) leave(e *ears) {
 func (l *listener) run() {
 	defer l.pool.wg.Done()
 	for l.wanted() {
-		li, err := l.pool.up.open(l.pool.ctx, &l.pool.key)
+		l.epoch = l.pool.env.epoch.Load()
+		li, err := l.pool.env.config().up.open(l.pool.ctx, &l.pool.key)
 		if err != nil {
 			if l.pool.ctx.Err() == nil {
 				l.pool.noteFailure(err)
@@ -202,15 +204,15 @@ func (l *listener) wanted() bool {
 	return false
 }
 
-// pause waits between two attempts, as the opener does, until nobody listens any more.
+// pause waits between two attempts, as the opener does, and for the end of a pause of the proxy's, until nobody listens any more.
 func (l *listener) pause() {
 	l.backoff = min(max(2*l.backoff, minBackoff), maxBackoff)
 	t := time.NewTimer(l.backoff/2 + rand.N(l.backoff))
 	defer t.Stop()
-	for l.needed() {
+	for over := false; l.needed() && (!over || l.pool.env.gate.isShut()); {
 		select {
 		case <-t.C:
-			return
+			over = true
 		case <-l.pool.ctx.Done():
 			return
 		case <-l.wake:
@@ -226,7 +228,7 @@ func (l *listener) needed() bool {
 
 // serve listens on a connection until it ends or nobody wants it any more.
 func (l *listener) serve(li *loggedIn) {
-	lk := link.New(li.conn, !l.pool.env.cfg.plainIO)
+	lk := link.New(li.conn, !l.pool.env.config().plainIO)
 	defer func() { _ = li.conn.Close() }()
 	defer lk.Release()
 	defer l.down()
@@ -261,6 +263,9 @@ func (l *listener) recover() {
 // instruct writes the next order, if there is something to order and none is under way. wanted is false when the connection
 // is of no use any more.
 func (l *listener) instruct(lk *link.Link) (wanted bool, err error) {
+	if l.epoch != l.pool.env.epoch.Load() {
+		return true, errAbandoned
+	}
 	now := l.pool.env.now()
 	var limit time.Time
 	if l.order != nil {

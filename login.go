@@ -88,7 +88,8 @@ func isOwn(err error) bool {
 // login takes a connection through everything up to its first ReadyForQuery: encryption, startup packet, authentication,
 // and a look at the server.
 func (p *Proxy) login(c *Client) (*Session, error) {
-	limit := p.cfg.handshakeTimeout()
+	cfg := p.env.config()
+	limit := cfg.handshakeTimeout()
 	ctx, cancel := context.WithTimeout(p.ctx, limit)
 	defer cancel()
 	if err := c.conn.SetDeadline(time.Now().Add(limit)); err != nil {
@@ -100,29 +101,29 @@ func (p *Proxy) login(c *Client) (*Session, error) {
 	if err := c.unwrap(); err != nil {
 		return nil, err
 	}
-	if err := c.negotiate(ctx, startupConfig{tls: p.tls, cancel: p.cancelRequest}); err != nil {
+	if err := c.negotiate(ctx, startupConfig{tls: cfg.tls, cancel: p.cancelRequest}); err != nil {
 		return nil, err
 	}
 	out := c.answerVersion(nil, p.env.newestMinor())
 	if err := c.send(out); len(out) > 0 && err != nil {
 		return nil, err
 	}
-	if err := p.authenticate(ctx, c); err != nil {
+	if err := p.authenticate(ctx, c, cfg); err != nil {
 		return nil, err
 	}
 	c.leaveSlot() // from here on it may wait for a server
 	return p.open(c)
 }
 
-func (p *Proxy) authenticate(ctx context.Context, c *Client) error {
+func (p *Proxy) authenticate(ctx context.Context, c *Client, cfg *live) error {
 	if c.local {
 		return nil
 	}
-	if p.cfg.RequireTLS && !c.Private() {
+	if cfg.RequireTLS && !c.Private() {
 		return fatalf(codeBadAuthorization, "the proxy accepts encrypted connections only")
 	}
 	c.authenticating.Store(true)
-	err := p.auth.Authenticate(ctx, c)
+	err := cfg.auth.Authenticate(ctx, c)
 	c.authenticating.Store(false)
 	switch {
 	case err == nil || isOwn(err) || errors.Is(err, errClientGone) || isTimeout(err):
@@ -140,13 +141,7 @@ func (p *Proxy) open(c *Client) (*Session, error) {
 		return nil, err
 	}
 	s := newSession(p.env, c, pl)
-	wait := p.cfg.borrowTimeout()
-	if wait == NoWait {
-		wait = p.cfg.Upstream.connectTimeout()
-	}
-	ctx, cancel := context.WithTimeout(p.ctx, wait)
-	defer cancel()
-	statuses, err := s.awaitStatuses(ctx)
+	statuses, err := p.patientStatuses(s)
 	if err == nil {
 		err = p.greet(s, statuses)
 	}
@@ -158,6 +153,24 @@ func (p *Proxy) open(c *Client) (*Session, error) {
 	return s, nil
 }
 
+// patientStatuses is awaitStatuses for as long as a client waits that logs in. A wait that a pause falls into begins anew.
+func (p *Proxy) patientStatuses(s *Session) (st []byte, err error) {
+	for {
+		cfg, start := p.env.config(), p.env.now()
+		wait := cfg.borrowTimeout()
+		if wait == NoWait {
+			wait = cfg.Upstream.connectTimeout()
+		}
+		ctx, cancel := context.WithTimeout(p.ctx, wait)
+		st, err = s.awaitStatuses(ctx)
+		late := err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded)
+		cancel()
+		if !late || !p.env.gate.heldUp(start) {
+			return st, err
+		}
+	}
+}
+
 // greet registers the session and sends everything up to ReadyForQuery.
 func (p *Proxy) greet(s *Session, statuses []byte) error {
 	s.secret = randomBytes(s.client.keyLen())
@@ -167,7 +180,7 @@ func (p *Proxy) greet(s *Session, statuses []byte) error {
 	out = wire.AppendHeader(out, wire.BackendKeyData, 4+len(s.secret))
 	out = append(binary.BigEndian.AppendUint32(out, s.pid), s.secret...)
 	out = wire.AppendReady(out, 'I')
-	_ = s.client.conn.SetDeadline(time.Now().Add(p.cfg.handshakeTimeout()))
+	_ = s.client.conn.SetDeadline(time.Now().Add(p.env.config().handshakeTimeout()))
 	err := s.client.send(out)
 	if err == nil {
 		err = s.client.conn.SetDeadline(time.Time{})
@@ -236,7 +249,10 @@ func (s *Session) watchClient(cancel context.CancelCauseFunc, done chan<- struct
 }
 
 func (s *Session) openReplication(ctx context.Context) ([]byte, error) {
-	li, err := s.env.up.open(ctx, &s.pool.key)
+	if err := s.env.gate.wait(ctx); err != nil {
+		return nil, err
+	}
+	li, err := s.env.config().up.open(ctx, &s.pool.key)
 	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errClientGone) {
 		return nil, cause
 	}

@@ -54,7 +54,7 @@ func (s *Session) mendedBy(request []byte) *sqlscan.Info {
 	if !ok || s.opaque {
 		return nil
 	}
-	in := s.env.texts.Inspect(text, s.strings)
+	in := s.env.config().texts.Inspect(text, s.strings)
 	if in.Statements != 1 || in.Verb != sqlscan.VerbSet || in.Effects&(sqlscan.UnknownSetting|sqlscan.Unsure) != 0 {
 		return nil
 	}

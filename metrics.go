@@ -14,8 +14,9 @@ type Stats struct {
 	// OldestWait is how long the one that waits longest has waited. As JSON it is a number of nanoseconds.
 	OldestWait time.Duration
 
-	Servers     int // pooled server connections, open or being opened
-	ServersIdle int // of those, how many nobody uses
+	Paused      bool // see Proxy.Pause
+	Servers     int  // pooled server connections, open or being opened
+	ServersIdle int  // of those, how many nobody uses
 	// ServersGranted is how many there may be: Config.MaxConnections, or what Config.Budget has granted.
 	ServersGranted int
 	Pinned         int // clients that keep their server connection

@@ -223,7 +223,7 @@ func (s *Session) told() bool { return s.ears != nil && s.ears.some.Load() }
 func (s *Session) hearsNow() bool {
 	e := s.ears
 	switch {
-	case !s.told() || e.dirty || s.holds != 0, s.gone || s.axed || s.finishing || s.writing:
+	case !s.told() || e.dirty || s.holds&^holdPaused != 0, s.gone || s.axed || s.finishing || s.writing:
 		return false
 	case s.srv == nil:
 		return !s.waiting && s.pending.empty()
@@ -250,7 +250,7 @@ func (s *Session) notifyLocked() (goOn bool) {
 // notify writes notifications to the client of the session that holds sc, or goes on with tell, on the goroutine of sc.
 func (sc *server) notify() {
 	s := sc.sess.Load()
-	if s == nil {
+	if s == nil || sc.sayLastWord(s) {
 		return
 	}
 	s.mu.Lock()

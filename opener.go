@@ -21,14 +21,17 @@ func (p *pool) construct(ctx context.Context) (*server, error) {
 		return nil, errNotOpener
 	}
 	begun := p.loginContext()
-	li, err := p.up.open(begun, &p.key)
+	epoch := p.env.epoch.Load() // before the configuration: Update does it the other way round
+	li, err := p.env.config().up.open(begun, &p.key)
 	if err != nil {
 		if errors.Is(context.Cause(begun), errCut) {
 			return nil, errCut
 		}
 		return nil, err
 	}
-	return newServer(li, p), nil
+	sc := newServer(li, p)
+	sc.epoch = epoch
+	return sc, nil
 }
 
 // Back-off between failed logins.
@@ -39,14 +42,14 @@ const (
 
 // wantsLocked returns how many more logins should be under way.
 func (p *pool) wantsLocked() int {
-	if p.starved {
+	if p.starved || p.env.gate.isShut() {
 		return 0
 	}
 	want := p.waiting + len(p.wishes)
 	if p.welcome == nil && len(p.logins) > 0 {
 		want = max(want, 1)
 	}
-	return min(want-p.opening, p.env.cfg.maxOpening()-p.opening)
+	return min(want-p.opening, p.env.config().maxOpening()-p.opening)
 }
 
 // openMore starts as many openers as are wanted, unless the last login failed a moment ago.

@@ -292,7 +292,7 @@ func (sc *server) lapsed() bool {
 
 // lend takes a server connection for the session's request, or queues for one.
 func (s *Session) lend() *server {
-	if s.standIn.Load() == nil {
+	if s.standIn.Load() == nil || s.env.gate.isShut() {
 		return s.pool.borrow(s)
 	}
 	sc := s.standIn.Swap(nil)

@@ -37,7 +37,7 @@ func (a act) shares(e Effects) bool { return a.deed != nil && a.deed.share&e != 
 // mu.
 func (s *Session) judge(in *sqlscan.Info, text []byte, size int, use textUse) (act, *Error) {
 	e := effectsOf(in.Effects)
-	if use == preparesNamed && !s.env.defaultPolicy {
+	if use == preparesNamed && !s.env.config().defaultPolicy {
 		e |= EffectNamedStatement
 	}
 	if size > strictTextSize {
@@ -50,7 +50,7 @@ func (s *Session) judge(in *sqlscan.Info, text []byte, size int, use textUse) (a
 		return act{info: in}, nil
 	}
 	st := &Statement{Effects: e, Size: size, text: text, strings: s.strings}
-	dec := s.env.policy.Decide(s, st)
+	dec := s.env.config().policy.Decide(s, st)
 	if dec.Refuse != nil {
 		return act{}, dec.Refuse
 	}
@@ -102,7 +102,7 @@ func (s *Session) do(a act) {
 	if in.Effects&sqlscan.Create != 0 && !a.shares(EffectTempObject) { // in the temporary schema, if that comes first in a search_path
 		s.doubt(EffectTempObject)
 	}
-	if in.Effects&sqlscan.Listed != 0 && s.env.cfg.Verify == VerifyListed {
+	if in.Effects&sqlscan.Listed != 0 && s.env.config().Verify == VerifyListed {
 		s.doubt(EffectTempObject | EffectAdvisoryLock)
 	}
 	switch {
@@ -116,7 +116,7 @@ func (s *Session) do(a act) {
 // undertake collects what an act pins for. Whether a lock that was tried for was got only the server knows.
 func (s *Session) undertake(a act) {
 	d, pins := a.deed, a.deed.pins
-	if a.info.Effects&(sqlscan.TryLock|sqlscan.AdvisoryLock) == sqlscan.TryLock && !d.forever && s.env.cfg.Verify != VerifyNever {
+	if a.info.Effects&(sqlscan.TryLock|sqlscan.AdvisoryLock) == sqlscan.TryLock && !d.forever && s.env.config().Verify != VerifyNever {
 		if pins&EffectAdvisoryLock != 0 {
 			s.doubt(EffectAdvisoryLock)
 		}
@@ -146,7 +146,7 @@ func (s *Session) doSettings(a act) {
 
 // doubt takes note that what was run may have left e: only the server knows.
 func (s *Session) doubt(e Effects) {
-	if s.env.cfg.Verify != VerifyNever {
+	if s.env.config().Verify != VerifyNever {
 		s.doubtful = true
 		s.maybe |= e
 	}
@@ -333,7 +333,7 @@ func (s *Session) label() {
 func (s *Session) letGo(e Effects) {
 	switch {
 	case s.pins&e == 0 || s.forever:
-	case s.pins&^e == 0 && s.env.cfg.Verify != VerifyNever:
+	case s.pins&^e == 0 && s.env.config().Verify != VerifyNever:
 		s.going |= e
 		s.doubtful = true
 	default:

@@ -61,7 +61,6 @@ type pool struct {
 	meanings       *atomic.Uint64 // of the database, see env.meaningsOf
 
 	key    poolKey // as the first client had it
-	up     *upstream
 	env    *env
 	budget *budget
 	inv    *puddle.Pool[*server]
@@ -101,8 +100,8 @@ type pool struct {
 	stopLogins context.CancelCauseFunc
 }
 
-func newPool(key poolKey, up *upstream, e *env, b *budget) (*pool, error) {
-	p := &pool{key: key, up: up, env: e, budget: b, meanings: e.meaningsOf(key.database), wake: make(chan struct{}, 1), open: make(map[*server]struct{})}
+func newPool(key poolKey, e *env, b *budget) (*pool, error) {
+	p := &pool{key: key, env: e, budget: b, meanings: e.meaningsOf(key.database), wake: make(chan struct{}, 1), open: make(map[*server]struct{})}
 	p.ctx, p.stop = context.WithCancel(context.WithValue(context.Background(), openerKey{}, p))
 	p.loginsCtx, p.stopLogins = context.WithCancelCause(p.ctx)
 	inv, err := puddle.NewPool(&puddle.Config[*server]{
@@ -132,7 +131,7 @@ func (p *pool) borrow(s *Session) *server {
 func (p *pool) take(s *Session) *server {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if i := p.pickLocked(s); i >= 0 {
+	if i := p.pickLocked(s); i >= 0 && !p.env.gate.isShut() {
 		sc := p.idle[i]
 		p.idle = append(p.idle[:i], p.idle[i+1:]...)
 		sc.lendLocked()
@@ -149,7 +148,7 @@ const maxPicked = 64
 // that has the session's values of sequences, if it minds, or the settings, or else the last.
 func (p *pool) pickLocked(s *Session) int {
 	last := len(p.idle) - 1
-	if p.env.cfg.RoundRobin {
+	if p.env.config().RoundRobin {
 		return min(last, 0)
 	}
 	if s.minds() {
@@ -258,10 +257,13 @@ func (p *pool) release(sc *server, again *Session) *Session {
 	if again != nil {
 		p.enqueueLocked(again)
 	}
-	used := sc.lent
+	used, shut := sc.lent, p.env.gate.isShut()
 	if used {
 		sc.lent = false
 		p.lent++
+	}
+	if shut {
+		p.env.gate.stir()
 	}
 	if sc.cancels > 0 { // invariant 3: whoever sends the cancel request calls giveBack when it is done
 		sc.parked = true
@@ -270,7 +272,7 @@ func (p *pool) release(sc *server, again *Session) *Session {
 	}
 	if t := sc.stands(); t != nil && !p.closed {
 		defer p.mu.Unlock()
-		if p.forgetLocked(t) {
+		if !shut && p.forgetLocked(t) {
 			sc.lendLocked()
 			return t
 		}
@@ -287,7 +289,7 @@ func (p *pool) release(sc *server, again *Session) *Session {
 		sc.kill()
 		return nil
 	}
-	if s := p.first; s != nil {
+	if s := p.first; s != nil && !shut {
 		p.forgetLocked(s)
 		sc.lendLocked()
 		p.mu.Unlock()
@@ -328,6 +330,10 @@ func (p *pool) lost(sc *server) {
 	delete(p.open, sc)
 	p.mu.Unlock()
 	sc.res.Destroy()
+	close(sc.closed)
+	if p.env.gate.isShut() {
+		p.env.gate.stir()
+	}
 	p.env.count.serversClosed.Add(1)
 	p.nudge()
 }
@@ -425,7 +431,7 @@ func (p *pool) noteFailure(err error) {
 // expire ends the waits that took longer than the borrow timeout, and returns how long the keeper may sleep; negative
 // without a limit.
 func (p *pool) expire() time.Duration {
-	limit := max(p.env.cfg.borrowTimeout(), 0)
+	limit := max(p.env.config().borrowTimeout(), 0)
 	now := p.env.now()
 	text := timedOut
 	if limit == 0 {
@@ -434,7 +440,7 @@ func (p *pool) expire() time.Duration {
 	var late []*Session
 	var told []*Error
 	p.mu.Lock()
-	for p.first != nil && now.Sub(p.first.queuedAt) >= limit {
+	for p.first != nil && now.Sub(p.first.queuedAt) >= limit && !p.env.gate.isShut() {
 		hint := p.waitHintLocked(p.first.queuedAt, p.waiting-1+len(late)+len(p.logins))
 		late, told = append(late, p.first), append(told, &Error{Code: codeConnectionException, Message: text, Hint: hint})
 		p.forgetLocked(p.first)
@@ -459,7 +465,7 @@ func (p *pool) sleepLocked(now time.Time, limit time.Duration) time.Duration {
 			sleep = d
 		}
 	}
-	p.armed = p.first != nil
+	p.armed = p.first != nil && !p.env.gate.isShut()
 	if p.armed {
 		sooner(p.first.queuedAt.Add(limit).Sub(now))
 	}
@@ -472,7 +478,7 @@ func (p *pool) sleepLocked(now time.Time, limit time.Duration) time.Duration {
 	if p.retryAt.After(now) {
 		sooner(p.retryAt.Sub(now))
 	}
-	switch t := p.env.cfg.idleTimeout(); {
+	switch t := p.env.config().idleTimeout(); {
 	case t < 0:
 	case len(p.idle) > 0:
 		sooner(p.idle[0].idleSince.Add(t).Sub(now))
@@ -484,7 +490,7 @@ func (p *pool) sleepLocked(now time.Time, limit time.Duration) time.Duration {
 
 // retireIdle closes the connections that nobody used for the idle timeout.
 func (p *pool) retireIdle() {
-	t := p.env.cfg.idleTimeout()
+	t := p.env.config().idleTimeout()
 	if t < 0 {
 		return
 	}

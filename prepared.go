@@ -333,7 +333,7 @@ func (s *Session) prepareFor(name []byte, st stmts.Statement) *stmts.Prepared {
 
 // makeRoom closes what the server connection has too many of.
 func (s *Session) makeRoom() {
-	for sc := s.srv; sc.prepared.Len() >= s.env.maxStatements; {
+	for sc := s.srv; sc.prepared.Len() >= s.env.config().maxStatements(); {
 		p := sc.prepared.Oldest()
 		if p == nil {
 			return
@@ -343,7 +343,7 @@ func (s *Session) makeRoom() {
 }
 
 // full reports whether makeRoom has something to do.
-func (s *Session) full() bool { return s.srv.prepared.Len() >= s.env.maxStatements }
+func (s *Session) full() bool { return s.srv.prepared.Len() >= s.env.config().maxStatements() }
 
 // freeName returns name, or another one if the server connection has a statement of that name. It is as long where that is
 // possible: then it can be exchanged in place.

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/pgmoor/pgmoor/internal/memconn"
-	"github.com/pgmoor/pgmoor/internal/sqlscan"
 )
 
 // timedOut is RDS Proxy's text for a borrow that took too long.
@@ -37,10 +36,7 @@ const sweepInterval = time.Second
 // [Proxy.Shutdown] and [Proxy.Close] end it. It is itself a net.Listener, of [Session] values. Its methods may be called
 // from any goroutine.
 type Proxy struct {
-	cfg  Config
-	env  *env
-	auth Authenticator
-	tls  *tls.Config
+	env *env
 
 	ready   chan *Session // clients that have logged in
 	slots   chan struct{} // bounds the handshakes of network clients
@@ -49,6 +45,8 @@ type Proxy struct {
 	done    chan struct{} // closed by Close
 	ctx     context.Context
 	stop    context.CancelFunc
+
+	updating sync.Mutex // held by Update
 
 	wg       sync.WaitGroup // accept loops, handshakes, the sweeper
 	shares   sync.WaitGroup // Config.Budget
@@ -73,17 +71,14 @@ var _ net.Listener = (*Proxy)(nil)
 
 // env is what sessions and pools share.
 type env struct {
-	cfg           *Config
-	up            *upstream
-	log           *slog.Logger
-	peers         Peers // nil: there are none
-	policy        PinningPolicy
-	defaultPolicy bool
-	maxStatements int // on a server connection
-	count         counters
-	pinnedNow     atomic.Int32   // sessions that are pinned
-	backends      sync.Map       // process ids of server connections to *server
-	texts         *sqlscan.Cache // what is known of statement texts
+	live      atomic.Pointer[live] // read it with config
+	log       *slog.Logger         // that of live
+	count     counters
+	gate      gate
+	epoch     atomic.Uint64 // server connections that were opened under an earlier one are not lent any more
+	pinnedNow atomic.Int32  // sessions that are pinned
+	backends  sync.Map      // process ids of server connections to *server
+	peers     Peers         // nil: there are none
 
 	ids, statementIDs atomic.Uint64
 	elder             atomic.Bool // the server speaks protocol 3.0 only
@@ -125,30 +120,18 @@ func (e *env) noteVersion(version string) {
 // is still the caller's to close. l may be nil where all clients come through [Proxy.AddListener] and
 // [Proxy.DialContext].
 func New(l net.Listener, cfg Config) (*Proxy, error) {
-	if err := cfg.validate(); err != nil {
-		return nil, err
-	}
-	up, err := newUpstream(cfg.Upstream, cfg.Secrets)
+	first, err := newLive(cfg, nil)
 	if err != nil {
 		return nil, err
 	}
 	p := &Proxy{
-		cfg: cfg, auth: cfg.Authenticator, tls: serverTLS(cfg.TLS),
 		ready: make(chan *Session), slots: make(chan struct{}, cfg.maxHandshakes()), passing: make(chan struct{}, maxPassedOn), full: make(chan struct{}), done: make(chan struct{}),
 		pools: make(map[poolKey]*pool), shaking: make(map[net.Conn]struct{}),
 		budget: newBudget(&cfg), deaf: make(chan struct{}),
 	}
-	p.env = &env{
-		cfg: &p.cfg, up: up, log: cfg.logger(), peers: cfg.peers(), policy: cfg.pinning(), maxStatements: cfg.maxStatements(), defaultPolicy: cfg.pinning() == DefaultPinning{},
-		byPid: make(map[uint32]*Session), lastPid: firstPid, pins: make(map[string]pinCount),
-		texts: sqlscan.NewCache(cachedTexts, cfg.VerifyFunctions...),
-	}
-	if p.auth == nil {
-		p.auth = AuthenticatorFunc(refuseAll)
-		if cfg.Secrets != nil {
-			p.auth = SCRAM(cfg.Secrets)
-		}
-	}
+	p.env = &env{peers: cfg.peers(), byPid: make(map[uint32]*Session), lastPid: firstPid, pins: make(map[string]pinCount)}
+	p.env.live.Store(first)
+	p.env.log = slog.New(liveHandler{p.env})
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	if l != nil {
 		p.listeners = []net.Listener{l}
@@ -373,7 +356,7 @@ func (p *Proxy) pool(key poolKey) (*pool, error) {
 	pl := p.pools[by]
 	if pl == nil {
 		var err error
-		if pl, err = newPool(key, p.env.up, p.env, p.budget); err != nil {
+		if pl, err = newPool(key, p.env, p.budget); err != nil {
 			return nil, err
 		}
 		p.pools[by] = pl
@@ -508,8 +491,9 @@ func (p *Proxy) closePools() {
 }
 
 // Shutdown stops accepting clients, ends every session at its next transaction boundary with SQLSTATE 57P01, and then
-// closes the Proxy. A session that holds state of its own on a server ends when it is idle and in no transaction. If ctx
-// ends first, Shutdown returns its error and leaves the rest to Close.
+// closes the Proxy. A session that holds state of its own on a server ends when it is idle and in no transaction; one of a replication
+// client never does. A request that waits for a server connection is still run, save in a pause (see [Proxy.Pause]). If ctx ends
+// first, Shutdown returns an *[UnfinishedError], which counts the clients that are left, and leaves them to Close.
 func (p *Proxy) Shutdown(ctx context.Context) error {
 	p.mu.Lock()
 	if !p.draining {
@@ -529,7 +513,7 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 	case <-empty:
 		return p.Close()
 	case <-ctx.Done():
-		return ctx.Err()
+		return p.undrained(ctx.Err())
 	}
 }
 
@@ -547,7 +531,7 @@ func (p *Proxy) sweep() {
 		for _, s := range p.env.all() {
 			s.sweep()
 			if s.pinsView.Load() != 0 {
-				s.reconsiderAfter(p.cfg.unpinInterval())
+				s.reconsiderAfter(p.env.config().unpinInterval())
 			}
 		}
 		p.closeUnused()

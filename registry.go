@@ -134,6 +134,7 @@ func (p *Proxy) Stats() Stats {
 		Listeners:        int(c.listeners.Load()), ListenersLost: c.listenersLost.Load(), Notifications: c.notifications.Load(),
 		PinnedBy: map[string]int{}, PinsTotal: map[string]int64{},
 	}
+	st.Paused = p.env.gate.isShut()
 	p.env.stats(&st)
 	_, st.ServersGranted = p.budget.usage()
 	p.mu.Lock()

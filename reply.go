@@ -57,7 +57,7 @@ func (sc *server) relay(s *Session, b []byte) (int, link.Next) {
 	}
 	n, out, what := sc.digest(s, b)
 	more := s.turn.Owed() || s.ending || sc.fatal // or the end of the stream, which may have come along
-	gone := s.gone
+	gone := s.gone || s.hushed
 	s.mu.Unlock()
 	told := b[:out]
 	if sc.extra != nil {
@@ -352,6 +352,7 @@ func (sc *server) atRest(s *Session) outcome {
 		s.finishing = true
 		return turnEnds
 	}
+	s.stopLocked()
 	s.writing = true
 	return boundary
 }

@@ -67,7 +67,7 @@ func (s *Session) heedText(in *sqlscan.Info, a act, use textUse) {
 	if in.Verb == sqlscan.VerbInsert || in.Statements > 1 || in.Effects&(sqlscan.TxnBegin|sqlscan.Call|sqlscan.Execute) != 0 {
 		h |= heedGets
 	}
-	if in.Effects&(sqlscan.Unsure|sqlscan.Listed) != 0 || s.env.cfg.Verify == VerifyAlways { // they may ask by a function
+	if in.Effects&(sqlscan.Unsure|sqlscan.Listed) != 0 || s.env.config().Verify == VerifyAlways { // they may ask by a function
 		h |= heedAsks | heedGets
 	}
 	if d := a.deed; d != nil {

@@ -29,8 +29,10 @@ type server struct {
 	welcome []byte                    // ParameterStatus messages of the login
 	base    map[string]string         // what they say, by folded name; follows the server's configuration
 
-	serial           uint64 // no other connection has it
-	network, address string // where cancel requests go
+	serial           uint64        // no other connection has it
+	epoch            uint64        // env.epoch when its login began
+	closed           chan struct{} // closed when it is, see pool.lost
+	network, address string        // where cancel requests go
 	pid              uint32
 	secret           []byte
 
@@ -80,9 +82,9 @@ type server struct {
 func newServer(li *loggedIn, p *pool) *server {
 	base := statusMap(li.statuses)
 	sc := &server{
-		link: link.New(li.conn, !p.env.cfg.plainIO), pool: p,
+		link: link.New(li.conn, !p.env.config().plainIO), pool: p,
 		welcome: li.statuses, base: base, reports: maps.Clone(base),
-		serial: p.env.statementIDs.Add(1), network: li.network, address: li.address, pid: li.pid, secret: li.secret, none: true,
+		serial: p.env.statementIDs.Add(1), network: li.network, address: li.address, pid: li.pid, secret: li.secret, none: true, closed: make(chan struct{}),
 	}
 	p.env.backends.Store(sc.pid, sc)
 	p.env.noteVersion(sc.base["server_version"])
@@ -128,7 +130,9 @@ func (sc *server) limitWind() {
 }
 
 // retired reports whether the connection must not be lent again.
-func (sc *server) retired() bool { return sc.killed.Load() || sc.spent.Load() }
+func (sc *server) retired() bool {
+	return sc.killed.Load() || sc.spent.Load() || sc.epoch != sc.pool.env.epoch.Load()
+}
 
 // stale reports whether an idle connection that nobody used for a while turns out to have ended.
 func (sc *server) stale() bool {
@@ -138,7 +142,7 @@ func (sc *server) stale() bool {
 // destroy is puddle's destructor: serve has ended. It closes the socket and gives the budget its token back. Where others share the
 // budget, it first waits a little until the server has closed its side.
 func (sc *server) destroy() {
-	if sc.pool.env.cfg.Budget != nil {
+	if sc.pool.env.config().Budget != nil {
 		sc.part()
 	} else {
 		_ = sc.link.Conn().Close()

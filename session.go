@@ -78,6 +78,8 @@ type Session struct {
 	endWith   *Error   // what the client is told then, unless by the server
 	waitErr   *Error   // why waiting was in vain
 	lostErr   *lostErr // the server connection was lost
+	lastWord  *Error   // what the client is to be told by the goroutine of srv, and nothing behind it
+	hushed    bool     // it was told
 	pending   chunk    // whole messages that wait for a server connection, or as holds says
 	holds     holds    // what the next message, in pending or with the link, waits for besides
 
@@ -235,7 +237,7 @@ func (c *chunk) free() {
 
 func newSession(e *env, c *Client, p *pool) *Session {
 	s := &Session{
-		env: e, client: c, pool: p, link: link.New(c.conn, !e.cfg.plainIO),
+		env: e, client: c, pool: p, link: link.New(c.conn, !e.config().plainIO),
 		kick: make(chan struct{}, 1), done: make(chan struct{}), id: e.ids.Add(1), strings: true,
 	}
 	return s
@@ -408,6 +410,12 @@ func (s *Session) interrupted() (goOn bool) {
 			return true
 		case s.axed || s.closing != nil && s.idleLocked():
 			return s.endLocked(s.closing)
+		case s.lastWord != nil && s.srv == nil:
+			return s.endLocked(s.closing)
+		case s.lastWord != nil:
+			s.srv.link.Interrupt() // and on to sayLastWord
+			s.mu.Unlock()
+			return true
 		case s.waitErr != nil:
 			err := s.waitErr
 			s.waitErr, s.waiting, s.held = nil, false, false
@@ -432,14 +440,18 @@ func (s *Session) interrupted() (goOn bool) {
 	return false
 }
 
-// idleLocked reports whether the session is at a boundary.
+// idleLocked reports whether the session is at a boundary. A request that waits for the end of a pause is not begun.
 func (s *Session) idleLocked() bool {
-	return !s.waiting && !s.finishing && !s.writing && !s.sending && s.holds == 0 && (s.srv == nil || s.pins != 0 && s.turn.Quiet() && s.turn.Status() == 'I')
+	if s.waiting && !s.env.gate.isShut() || s.finishing || s.writing || s.sending || s.holds&^holdPaused != 0 {
+		return false
+	}
+	return s.srv == nil || s.pins != 0 && s.turn.Quiet() && s.turn.Status() == 'I'
 }
 
 // endLocked unlocks, says goodbye if nobody else is writing to the client, and reports false: the session is over.
 func (s *Session) endLocked(e *Error) bool {
-	quiet := s.srv == nil || s.turn.AtRest() && !s.finishing && !s.writing
+	quiet := !s.hushed && (s.srv == nil || s.turn.AtRest() && !s.finishing && !s.writing)
+	s.lastWord = nil
 	s.mu.Unlock()
 	if e != nil && quiet {
 		_ = s.client.conn.SetWriteDeadline(s.env.now().Add(goodbyeLimit))

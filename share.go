@@ -107,7 +107,7 @@ func newBudget(cfg *Config) *budget {
 // share is the goroutine of Config.Budget.
 func (p *Proxy) share(ctx context.Context) {
 	defer p.shares.Done()
-	err := p.cfg.Budget.Share(ctx, &Share{budget: p.budget, most: p.cfg.MaxConnections, changed: p.budget.changed})
+	err := p.env.config().Budget.Share(ctx, &Share{budget: p.budget, most: p.env.config().MaxConnections, changed: p.budget.changed})
 	switch {
 	case ctx.Err() == nil:
 		p.env.log.Error("pgmoor: the budget has ended: what it granted last stands", "granted", p.budget.demand().Granted, "err", err)
@@ -118,7 +118,7 @@ func (p *Proxy) share(ctx context.Context) {
 
 // startShareLocked starts the goroutine of Config.Budget, if there is one.
 func (p *Proxy) startShareLocked() {
-	if p.cfg.Budget == nil {
+	if p.env.config().Budget == nil {
 		return
 	}
 	ctx, stop := context.WithCancel(context.Background())

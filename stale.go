@@ -193,7 +193,7 @@ func appendParams(dst []byte, params string) []byte {
 // isEmpty reports whether there is no statement in the text of a Parse: the server takes that in a failed transaction block, too.
 func (s *Session) isEmpty(tail []byte) bool {
 	text, _, _ := wire.CString(tail)
-	return s.env.texts.Inspect(text, s.strings).Statements == 0
+	return s.env.config().texts.Inspect(text, s.strings).Statements == 0
 }
 
 // columnLen is what stands behind the name of a column in a RowDescription.

@@ -49,7 +49,7 @@ func (s *Session) inquire(sc *server, k ownKind) outcome {
 
 // wantsVerification reports whether the server is to be asked what the session has left behind.
 func (s *Session) wantsVerification() bool {
-	switch mode := s.env.cfg.Verify; {
+	switch mode := s.env.config().Verify; {
 	case mode == VerifyNever, s.forever:
 		return false
 	case s.doubtful, mode == VerifyAlways && s.active && s.pins&verifiable == 0:
@@ -63,7 +63,7 @@ const hungryInterval = 20 * time.Millisecond
 
 // mayEnd reports whether an answer of the server could end a pin.
 func (s *Session) mayEnd() bool {
-	return s.pins&verifiable != 0 && s.pins&unresettable == 0 && !s.forever && s.env.cfg.Verify != VerifyNever
+	return s.pins&verifiable != 0 && s.pins&unresettable == 0 && !s.forever && s.env.config().Verify != VerifyNever
 }
 
 // verification is the question for what is left of a session's state; the names that it asks for besides are appended. Its rows
