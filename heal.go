@@ -20,6 +20,8 @@ type kept struct {
 	batch uint32        // the session's number of it
 	whole bool          // its end is there
 	ran   bool          // something in it was executed
+	bound bool          // it has a Bind
+	fixed bool          // and behind that a Parse or Close: what was bound before cannot be bound again
 	sql   *sqlscan.Info // of the EXECUTE
 
 	refused *stmts.Prepared // what the error was about, if it is not healed
@@ -50,6 +52,7 @@ func (s *Session) keep(msg []byte, l int, first bool) {
 	if s.keeps = s.keeps && l <= len(msg) && len(k.msgs)+l+s.headLen <= maxKept && !s.turn.CopyIn(); !s.keeps {
 		return
 	}
+	at := len(k.msgs)
 	if first {
 		k.msgs = append(k.msgs, s.prefix[len(s.prefix)-s.headLen:]...)
 		msg = msg[s.instead:]
@@ -59,6 +62,10 @@ func (s *Session) keep(msg []byte, l int, first bool) {
 		k.owed++
 	}
 	switch typ {
+	case wire.Bind:
+		k.bound = true
+	case wire.Parse, wire.Close:
+		k.fixed = k.fixed || k.bound && !harmless(k.msgs[at:])
 	case wire.Execute:
 		k.ran = true
 	case wire.Sync, wire.Query:
@@ -68,7 +75,7 @@ func (s *Session) keep(msg []byte, l int, first bool) {
 
 // mayHeal reports whether the error of a Describe or Bind that comes behind what is kept could be healed. Elsewhere a Parse must not be left
 // out: what the connection has of a statement may be older than a change of the database.
-func (s *Session) mayHeal() bool { return s.begins || s.keeps && !s.srv.kept.ran }
+func (s *Session) mayHeal() bool { return s.begins || s.keeps && !s.srv.kept.ran && !s.srv.kept.fixed }
 
 // heals has the batch that is under way run once more, in place of the error in msg, where that is right: then the error is to be
 // swallowed, and what is to be written is in sc.ask.
@@ -164,7 +171,7 @@ func (s *Session) splitKept(sc *server, msgs []byte, answered int) (done, rest [
 			binds = true
 			n++
 		case wire.Parse, wire.Close:
-			if binds && !harmless(m) { // what was bound before cannot be bound again
+			if binds && !harmless(m) {
 				return nil, nil, nil
 			}
 			n++

@@ -90,6 +90,13 @@ func TestAStatementFromBeforeAChangeIsHealed(t *testing.T) {
 				&pgproto3.Bind{PreparedStatement: "all"}, &pgproto3.Describe{ObjectType: 'P'}, &pgproto3.Execute{}, &pgproto3.Execute{Portal: "p"}, &pgproto3.Sync{})
 			return c.answer()
 		},
+		"behind unnamed ones that replace each other": func(c *client) []string {
+			require.Nil(c.t, prepares(c, "other", "SELECT 'other'").err)
+			c.send(&pgproto3.Bind{DestinationPortal: "o", PreparedStatement: "other"}, parseOf("", "SELECT 'A'"), &pgproto3.Bind{DestinationPortal: "p"},
+				parseOf("", "SELECT 'B'"), &pgproto3.Bind{DestinationPortal: "q"}, parseOf("all", text), &pgproto3.Bind{PreparedStatement: "all"}, &pgproto3.Execute{},
+				&pgproto3.Execute{Portal: "o"}, &pgproto3.Execute{Portal: "p"}, &pgproto3.Execute{Portal: "q"}, &pgproto3.Sync{})
+			return c.answer()
+		},
 		"with a Flush": func(c *client) []string {
 			c.send(parseOf("all", text), &pgproto3.Flush{}, describe, &pgproto3.Flush{}, &pgproto3.Sync{})
 			return c.answer()

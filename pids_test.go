@@ -3,12 +3,17 @@ package pgmoor_test
 import (
 	"encoding/binary"
 	"fmt"
+	"strconv"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgmoor/pgmoor"
 	"github.com/pgmoor/pgmoor/internal/pgtest"
 )
 
@@ -72,6 +77,52 @@ func TestATerminatedSessionAnswersNothingMore(t *testing.T) {
 		_ = c.Flush() // it may have ended
 		c.ended("57P01")
 		by.ok("COMMIT")
+	}
+}
+
+// TestALateSignalHitsNobodyElse has a statement that terminates a session run so long after its process id was replaced that the session's server
+// connection has been given back: nobody else may have got that.
+func TestALateSignalHitsNobodyElse(t *testing.T) {
+	for name, prepare := range map[string]func(by *client, sql string) []pgproto3.FrontendMessage{
+		"unnamed": func(by *client, sql string) []pgproto3.FrontendMessage {
+			by.send(parseOf("", sql), &pgproto3.Sync{})
+			require.Nil(by.t, by.reply().err)
+			return run("")
+		},
+		"portal": func(by *client, sql string) []pgproto3.FrontendMessage {
+			by.send(parseOf("", sql), &pgproto3.Bind{DestinationPortal: "p"}, &pgproto3.Sync{})
+			require.Nil(by.t, by.reply().err)
+			return []pgproto3.FrontendMessage{&pgproto3.Execute{Portal: "p"}, &pgproto3.Sync{}}
+		},
+	} {
+		for _, late := range []time.Duration{0, 11 * time.Second} {
+			t.Run(fmt.Sprint(name, late), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var hit atomic.Int64
+					server := &fake{sent: func(_ uint32, sql string) {
+						if pid, ok := strings.CutPrefix(sql, "SELECT pg_terminate_backend("); ok {
+							n, _ := strconv.Atoi(strings.TrimSuffix(pid, ")"))
+							hit.Store(int64(n))
+						}
+					}}
+					r := newRig(t, pgmoor.Config{MaxConnections: 2}, server)
+					by, c, other := r.connect(t, "u"), r.connect(t, "u"), r.connect(t, "u")
+					c.ok("BEGIN")
+					was := c.ok("pid")
+					by.ok("BEGIN")
+					rest := prepare(by, fmt.Sprintf("SELECT pg_terminate_backend(%d)", c.pid))
+					time.Sleep(late)
+					c.ok("COMMIT")
+					other.ask("BEGIN") // waits, if c's connection still stands for c
+					synctest.Wait()
+					by.send(rest...)
+					require.Nil(t, by.reply().err)
+					require.Equal(t, was, strconv.FormatInt(hit.Load(), 10), "the signal is for the connection that c had")
+					require.Nil(t, other.reply().err)
+					require.NotEqual(t, was, other.ok("pid"))
+				})
+			})
+		}
 	}
 }
 
