@@ -528,7 +528,7 @@ func (s *Session) dropLocked(sc *server) {
 	}
 	sc.gotBy, s.seq.last = s.id, sc.serial
 	s.publish()
-	s.defined, s.defines, s.ownErr = 0, false, nil
+	s.defined, s.defines = 0, false
 	s.srv = nil
 	s.backend.Store(0)
 	sc.sess.Store(nil)

@@ -197,6 +197,9 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 			return turn.Swallow, lost
 		}
 	case wire.CommandComplete:
+		if s.defines && s.ends > 0 { // a text may commit long before it is over
+			s.publish()
+		}
 		if (arg == 'D' || arg == 'P') && !private && !s.turn.Ours() {
 			s.completedSQL(sc, bytes.TrimSuffix(msg[wire.HeaderLen:], []byte{0}))
 		}
@@ -228,6 +231,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	}
 	prepares := len(s.ops) > 0 && s.ops[0].kind == opPrepare
 	v := s.turn.Received(msg[0], arg)
+	unprimed := msg[0] == wire.ErrorResponse && s.turn.TakeUnprimed() // which is no error of a statement with a name
 	if len(s.ops) > 0 {
 		s.answeredNamed(sc)
 	}
@@ -239,7 +243,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 		s.noteStale(sc, msg[wire.HeaderLen:])
 		s.settlePids(true)
 	}
-	if msg[0] == wire.ErrorResponse && !private && v == turn.Swallow && prepares {
+	if msg[0] == wire.ErrorResponse && !private && v == turn.Swallow && prepares && !unprimed {
 		s.ownErr = bytes.Clone(msg[wire.HeaderLen:])
 	}
 	if private && msg[0] == wire.ReadyForQuery {
@@ -249,7 +253,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	case msg[0] == wire.ReadyForQuery && v == turn.Swallow && !private: // between a Parse of the proxy's and the client's batch
 	case msg[0] == wire.ReadyForQuery:
 		return sc.noteReady(s, v, private)
-	case msg[0] == wire.ErrorResponse && s.turn.TakeUnprimed():
+	case unprimed:
 		s.primed = false
 	case msg[0] == wire.CopyInResponse && s.gone && !s.sending:
 		return v, copyGone
@@ -293,9 +297,7 @@ func (sc *server) noteReady(s *Session, v turn.Verdict, private bool) (turn.Verd
 	case s.withhold(private):
 		return turn.Swallow, tells
 	case s.turn.Quiet():
-		if s.active = s.active || !private; !private { // else what the client has begun may still be about it
-			s.ownErr = nil
-		}
+		s.active = s.active || !private
 		return v, sc.atRest(s)
 	case private:
 	case s.turn.Ready() == 0:
@@ -312,7 +314,7 @@ func (sc *server) noteReady(s *Session, v turn.Verdict, private bool) (turn.Verd
 
 // atRest decides what follows when nothing is owed.
 func (sc *server) atRest(s *Session) outcome {
-	s.risk, s.lexical, s.standNames = false, false, nil
+	s.risk, s.lexical, s.ownErr, s.standNames = false, false, nil, nil
 	if s.sqlOps = nil; len(s.ops) > 0 { // nothing is owed: they should have been answered
 		s.ops = nil
 		s.turn.Lose()

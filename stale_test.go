@@ -245,6 +245,22 @@ func TestAnUnnamedStatementThatCannotBeMadeAgainUndoesNothing(t *testing.T) {
 	})
 }
 
+// TestWhatIsSaidOfTheUnnamedStatementIsSaidOfNoOther has a batch begin with a statement that does not exist, while the unnamed one cannot be
+// made again.
+func TestWhatIsSaidOfTheUnnamedStatementIsSaidOfNoOther(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, direct := opened(t, version)
+		c := over(t, p)
+		require.Nil(t, prepares(c, "s", "SELECT i FROM carried").err)
+		require.Nil(t, prepares(c, "", "SELECT t FROM carried").err)
+		direct.ok("DROP TABLE carried")
+		everywhere(func() {
+			c.send(&pgproto3.Bind{PreparedStatement: "unknown"}, &pgproto3.Execute{}, &pgproto3.Bind{PreparedStatement: "s"}, &pgproto3.Execute{}, &pgproto3.Sync{})
+			require.Equal(t, "26000", c.reply().code())
+		})
+	})
+}
+
 // TestTheUnnamedStatementThatCannotBeMadeAgainFailsAsItWould has a batch in which something comes before the Bind of it.
 func TestTheUnnamedStatementThatCannotBeMadeAgainFailsAsItWould(t *testing.T) {
 	onBoth(t, func(t *testing.T, version int) {
