@@ -80,6 +80,11 @@ compare_scanner() {
   (cd "$oracle" && go mod tidy -diff && go vet ./... && go test ./...)
 }
 
+# check_manifests: those for Kubernetes. Its types take a minute to compile, once.
+check_manifests() {
+  (cd examples/kubernetes/check && go mod tidy -diff && go vet ./... && go test ./...)
+}
+
 # fuzz_one NAME PACKAGE [late]: one target. On a busy machine go test may report the end of its own time as the failure "context
 # deadline exceeded", with no input that failed: then it fails quietly, unless it is late, and is worth a second try. Anything else ends the run.
 fuzz_one() {
@@ -215,6 +220,7 @@ case ${1:-all} in
     step 'go test -race' everywhere go test -race -shuffle=on ./...
     step 'go test, fast paths' go test -shuffle=on .
     step "scanner against PostgreSQL's parser" compare_scanner
+    step 'manifests for Kubernetes' check_manifests
     step 'drivers through the proxy' compat
     ;;
   fuzz) step fuzz fuzz ;;
