@@ -178,6 +178,7 @@ func TestABudgetThatFailsIsLoggedAndItsLastGrantStands(t *testing.T) {
 			return errors.New("gone fishing")
 		})}, new(fake))
 		r.connect(t, "u").ok("SELECT 1")
+		synctest.Wait()
 		require.Contains(t, log.text(), "gone fishing")
 	})
 }

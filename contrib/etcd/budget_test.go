@@ -31,9 +31,16 @@ type member struct {
 // join starts an instance; the zero fields of cfg but Limit, Instances and Floor are filled in.
 func join(t testing.TB, s *store, server string, cfg etcd.Config) *member {
 	t.Helper()
+	return joinBy(t, s, server, cfg, func(*clientv3.Client) {})
+}
+
+// joinBy is join by a client that is changed first.
+func joinBy(t testing.TB, s *store, server string, cfg etcd.Config, change func(c *clientv3.Client)) *member {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	cfg.Client, cfg.Prefix, cfg.Address, cfg.Logger = s.client(), "/test/", l.Addr().String(), slog.New(slog.DiscardHandler)
+	change(cfg.Client)
 	cfg.TTL, cfg.Margin, cfg.Interval = 3*time.Second, time.Second, 100*time.Millisecond
 	b, err := etcd.New(cfg)
 	require.NoError(t, err)
@@ -239,7 +246,7 @@ func TestAShareThatIsDeletedInEtcdIsClosedAtOnce(t *testing.T) {
 	s, server := startStore(t), pgtest.Shared(t, 15).Addr()
 	a := join(t, s, server, etcd.Config{Limit: 10, Instances: 1})
 	a.busy(10)
-	requireSoon(t, func() bool { return a.demand().Open == 10 })
+	requireSoon(t, func() bool { return a.p.Stats().ServersOpened == 10 }) // not only being opened
 	require.Zero(t, a.p.Stats().ServersClosed)
 	c := s.client()
 	defer c.Close()
@@ -253,4 +260,41 @@ func TestABudgetIsForOneProxy(t *testing.T) {
 	a := join(t, s, server, etcd.Config{Limit: 1, Instances: 1})
 	requireSoon(t, func() bool { return a.demand().Granted == 1 })
 	require.ErrorContains(t, a.budget.Share(t.Context(), nil), "make another one")
+}
+
+// slow is a KV over which time goes by between reading and writing.
+type slow struct {
+	clientv3.KV
+	delay atomic.Int64
+}
+
+func (s *slow) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	r, err := s.KV.Get(ctx, key, opts...)
+	time.Sleep(time.Duration(s.delay.Load()))
+	return r, err
+}
+
+// TestInstancesThatTakeAtTheSameTimeDoNotTakeTheSame has all of them see at once that there is something to take.
+func TestInstancesThatTakeAtTheSameTimeDoNotTakeTheSame(t *testing.T) {
+	s, r := startStore(t), startRelay(t, pgtest.Shared(t, 15).Addr())
+	cfg := etcd.Config{Limit: 12, Instances: 3, Floor: 1}
+	var all []*member
+	for range cfg.Instances {
+		m := joinBy(t, s, r.l.Addr().String(), cfg, func(c *clientv3.Client) {
+			kv := &slow{KV: c.KV}
+			kv.delay.Store(int64(250 * time.Millisecond))
+			c.KV = kv
+		})
+		m.busy(20)
+		all = append(all, m)
+	}
+	requireSoon(t, func() bool {
+		sum := 0
+		for _, m := range all {
+			sum += m.demand().Open
+		}
+		return sum >= cfg.Limit
+	})
+	_, most, _ := r.counts()
+	require.LessOrEqual(t, most, cfg.Limit)
 }
