@@ -19,15 +19,14 @@ import (
 // serve runs the daemon until ctx ends, which is the first signal. It returns nil when every client could finish its
 // transaction.
 func serve(ctx context.Context, o *options, stderr io.Writer) error {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP) // before anybody is told that it is ready
-	defer signal.Stop(hangup)
 	o.config.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: o.logLevel}))
 	p, err := pgmoor.New(nil, o.config)
 	if err != nil {
 		return err
 	}
 	defer p.Close()
+	c := listenToSignals(p, o) // before anybody is told that it is ready
+	defer c.stop()
 	where, err := o.open(p)
 	if err != nil {
 		return err
@@ -44,7 +43,7 @@ func serve(ctx context.Context, o *options, stderr io.Writer) error {
 	fmt.Fprintf(stderr, "pgmoor: ready on %s, upstream %s, at most %d server connections\n",
 		strings.Join(where, " and "), strings.Join(o.config.Upstream.Hosts, ","), o.config.MaxConnections)
 	defer startProbe(o)()
-	if err := untilSignal(ctx, served, hangup, o.config.Logger); err != nil {
+	if err := c.until(ctx, served); err != nil {
 		return err
 	}
 	drained := drain(p, o, stderr)
@@ -58,20 +57,6 @@ func serve(ctx context.Context, o *options, stderr io.Writer) error {
 // serveClients is the goroutine of the accept loop.
 func serveClients(p *pgmoor.Proxy, served chan<- error) { served <- p.Serve(context.Background()) }
 
-// untilSignal returns nil when ctx ends, and an error when clients are not served any more.
-func untilSignal(ctx context.Context, served <-chan error, hangup <-chan os.Signal, log *slog.Logger) error {
-	for {
-		select {
-		case err := <-served:
-			return err
-		case <-hangup:
-			log.Warn("pgmoor: SIGHUP changes nothing: files are read at the start only, so restart for new ones")
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
 // drain lets transactions finish until the second signal or the time limit.
 func drain(p *pgmoor.Proxy, o *options, stderr io.Writer) error {
 	limit, cancel := context.WithTimeout(context.Background(), o.drainTimeout)
@@ -79,14 +64,14 @@ func drain(p *pgmoor.Proxy, o *options, stderr io.Writer) error {
 	ctx, stop := signal.NotifyContext(limit, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	fmt.Fprintf(stderr, "pgmoor: draining %d clients, for at most %v; a second signal cuts them off\n", p.Stats().Clients, o.drainTimeout)
-	err := p.Shutdown(ctx)
-	switch {
-	case err == nil || errors.Is(err, pgmoor.ErrProxyClosed):
+	var left *pgmoor.UnfinishedError
+	switch err := p.Shutdown(ctx); {
+	case !errors.As(err, &left):
 		return nil
 	case limit.Err() != nil:
-		return fmt.Errorf("%d clients did not finish within %v (-drain-timeout) and were cut off", p.Stats().Clients, o.drainTimeout)
+		return fmt.Errorf("%d clients did not finish within %v (-drain-timeout) and were cut off", left.Clients(), o.drainTimeout)
 	}
-	return fmt.Errorf("%d clients were cut off by the second signal", p.Stats().Clients)
+	return fmt.Errorf("%d clients were cut off by the second signal", left.Clients())
 }
 
 // open gives the Proxy its listeners and returns their addresses.
