@@ -119,17 +119,20 @@ func (p *Proxy) Kill(pid uint32) bool {
 // for that. Any goroutine may call it, more than once. A session that is not being served ends without a word.
 func (s *Session) Kill() {
 	s.mu.Lock()
-	sc := s.srv
-	if s.served && !s.axed && sc != nil && s.turn.OwedToClient() && !s.finishing && !s.writing {
-		s.lastWord, s.closing = errShutdown, errShutdown // the latter where the answer is faster
-		_ = s.client.conn.SetWriteDeadline(s.env.now().Add(goodbyeLimit))
+	if !s.served {
 		s.mu.Unlock()
-		sc.link.Interrupt()
-		s.interrupt()
+		_ = s.finishNow()
 		return
 	}
+	if !s.axed {
+		s.lastWord, s.closing = errShutdown, errShutdown // the latter where it comes to a boundary first
+		_ = s.client.conn.SetWriteDeadline(s.env.now().Add(goodbyeLimit))
+		if s.srv != nil { // it may be in the middle of a reply: its goroutine says it
+			s.srv.link.Interrupt()
+		}
+	}
 	s.mu.Unlock()
-	_ = s.finishNow()
+	s.interrupt()
 }
 
 // sayLastWord tells the client of a session that was killed why, in front of an answer or behind it, and ends the session. It runs on

@@ -3,8 +3,9 @@
 //	standalone -listen 127.0.0.1:6432 -upstream 'postgres://db1,db2' -users /etc/pgmoor/userlist.txt
 //
 // The first SIGTERM or SIGINT lets transactions finish, the second one does not. The exit status is 0 after that, 1 when
-// clients had to be cut off or the daemon failed, and 2 for a mistake in the flags. Files (users, certificates) are read at
-// the start only: SIGHUP changes nothing, and says so in the log. The limit on open files needs no care: Go raises it to
+// clients had to be cut off or the daemon failed, and 2 for a mistake in the flags. The other signals are PgBouncer's: SIGHUP reads
+// the files again that the flags name (users, certificates) and says in the log what is wrong with them, SIGUSR1 pauses all clients
+// between two transactions, for a server that is restarted, and SIGUSR2 lets them go on. The limit on open files needs no care: Go raises it to
 // the hard limit when a program starts.
 package main
 

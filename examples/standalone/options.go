@@ -22,6 +22,7 @@ import (
 
 // options is what the flags say.
 type options struct {
+	args         []string // that the flags were read from
 	version      bool
 	listen       addresses
 	upstream     string
@@ -156,12 +157,15 @@ const usage = `Usage: standalone -upstream DSN [flags]
 A connection pooler for PostgreSQL. Clients log in with the names and passwords of the users file, choose any
 database, and share a few server connections on which the servers know them by the same names.
 
+Signals: SIGTERM and SIGINT let transactions finish and end the program, and at once the second time; SIGHUP reads
+files again; SIGUSR1 pauses clients between transactions, and SIGUSR2 lets them go on.
+
 `
 
 // parseOptions reads the flags and everything they name except the network: what it accepts can be started. It prints help
 // to stdout.
 func parseOptions(args []string, stdout io.Writer) (*options, error) {
-	o := &options{}
+	o := &options{args: args}
 	f := o.flags()
 	f.SetOutput(io.Discard)
 	err := f.Parse(args)
@@ -196,7 +200,7 @@ func (o *options) flags() *flag.FlagSet {
 		"sslrootcert and connect_timeout count; a database in it does not matter. A user and password in it\n"+
 		"are as good as a line of the users file, whose own line for that user wins. Other users of this\n"+
 		"machine see flags in ps: with a password, rather put the DSN into PGMOOR_UPSTREAM, which counts\nwhere the flag is missing. Required")
-	f.StringVar(&o.users, "users", "", "`FILE` with passwords in the format of PgBouncer's userlist.txt, read at the start only. A SCRAM verifier\n"+
+	f.StringVar(&o.users, "users", "", "`FILE` with passwords in the format of PgBouncer's userlist.txt, read again at SIGHUP. A SCRAM verifier\n"+
 		"or an MD5 hash in it lets the client in; where the server asks for a password too, it has to be there in clear")
 	f.StringVar(&o.auth, "auth", "scram-sha-256", "how clients log in: `METHOD` scram-sha-256, md5, or trust. trust takes any user at his word, on\n"+
 		"loopback addresses and Unix sockets only; on the servers he needs a password of the users file, or none")
@@ -206,7 +210,7 @@ func (o *options) flags() *flag.FlagSet {
 		"that was not used for the longest time is closed, and prepared again where a client uses it")
 	f.BoolVar(&c.RoundRobin, "round-robin", false, "lend server connections in turn, the one that has been idle longest first, as PgBouncer's server_round_robin;\n"+
 		"without it, the one that was used last")
-	f.StringVar(&o.tlsCert, "tls-cert", "", "`FILE` with the certificate for clients that ask for encryption, in PEM form, with -tls-key; read at\nthe start only")
+	f.StringVar(&o.tlsCert, "tls-cert", "", "`FILE` with the certificate for clients that ask for encryption, in PEM form, with -tls-key; read again\nat SIGHUP")
 	f.StringVar(&o.tlsKey, "tls-key", "", "`FILE` with the key of -tls-cert")
 	f.BoolVar(&c.RequireTLS, "require-tls", false, "refuse clients that do not ask for encryption, except on Unix sockets")
 	f.Var((*duration)(&c.BorrowTimeout), "borrow-timeout", "let a request wait for a server connection for `DURATION`, and a login for the first one; 0: not at all")
@@ -355,7 +359,7 @@ func (o *options) resolveSecrets() error {
 func (o *options) resolveAuth() error {
 	switch o.auth {
 	case "scram-sha-256":
-		o.config.Authenticator = pgmoor.SCRAM(o.secrets)
+		// a Proxy asks for it that has secrets, and goes on in the same way when it gets others
 	case "md5":
 		o.config.Authenticator = pgmoor.MD5(o.secrets)
 	case "trust":

@@ -19,15 +19,14 @@ import (
 // serve runs the daemon until ctx ends, which is the first signal. It returns nil when every client could finish its
 // transaction.
 func serve(ctx context.Context, o *options, stderr io.Writer) error {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP) // before anybody is told that it is ready
-	defer signal.Stop(hangup)
 	o.config.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: o.logLevel}))
 	p, err := pgmoor.New(nil, o.config)
 	if err != nil {
 		return err
 	}
 	defer p.Close()
+	c := listenToSignals(p, o) // before anybody is told that it is ready
+	defer c.stop()
 	sockets, err := o.open(p)
 	if err != nil {
 		return err
@@ -45,7 +44,7 @@ func serve(ctx context.Context, o *options, stderr io.Writer) error {
 		o.config.Logger.Warn("pgmoor: systemd is not told that the daemon is ready", "err", err)
 	}
 	defer startProbe(o)()
-	if err := untilSignal(ctx, served, hangup, o.config.Logger); err != nil {
+	if err := c.until(ctx, served); err != nil {
 		return err
 	}
 	m.leave()
@@ -61,20 +60,6 @@ func serve(ctx context.Context, o *options, stderr io.Writer) error {
 // serveClients is the goroutine of the accept loop.
 func serveClients(p *pgmoor.Proxy, served chan<- error) { served <- p.Serve(context.Background()) }
 
-// untilSignal returns nil when ctx ends, and an error when clients are not served any more.
-func untilSignal(ctx context.Context, served <-chan error, hangup <-chan os.Signal, log *slog.Logger) error {
-	for {
-		select {
-		case err := <-served:
-			return err
-		case <-hangup:
-			log.Warn("pgmoor: SIGHUP changes nothing: files are read at the start only, so restart for new ones")
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
 // drain lets clients go for as long as -drain-grace says, and then transactions finish until the second signal or the time limit.
 func drain(p *pgmoor.Proxy, o *options, listeners []*retirable, stderr io.Writer) error {
 	signals, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -83,14 +68,14 @@ func drain(p *pgmoor.Proxy, o *options, listeners []*retirable, stderr io.Writer
 	letGo(signals, p, o, listeners)
 	limit, cancel := context.WithTimeout(signals, o.drainTimeout)
 	defer cancel()
-	err := p.Shutdown(limit)
-	switch {
-	case err == nil || errors.Is(err, pgmoor.ErrProxyClosed):
+	var left *pgmoor.UnfinishedError
+	switch err := p.Shutdown(limit); {
+	case !errors.As(err, &left):
 		return nil
 	case signals.Err() != nil:
-		return fmt.Errorf("%d clients were cut off by the second signal", p.Stats().Clients)
+		return fmt.Errorf("%d clients were cut off by the second signal", left.Clients())
 	}
-	return fmt.Errorf("%d clients did not finish within %v (-drain-timeout) and were cut off", p.Stats().Clients, o.drainTimeout)
+	return fmt.Errorf("%d clients did not finish within %v (-drain-timeout) and were cut off", left.Clients(), o.drainTimeout)
 }
 
 // letGo retires the listeners and gives clients their grace.

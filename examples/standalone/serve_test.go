@@ -7,6 +7,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -251,16 +252,93 @@ func TestTheTimeLimitOfDrainingIsSaid(t *testing.T) {
 	require.Equal(t, 1, d.exit(t))
 }
 
-func TestSIGHUPIsIgnored(t *testing.T) {
-	d := startDaemon(t, "-auth", "trust")
-	require.NoError(t, d.cmd.Process.Signal(syscall.SIGHUP))
-	line, err := d.stderr.ReadString('\n')
-	require.NoError(t, err)
-	require.Contains(t, line, "SIGHUP changes nothing")
-	_, err = connect(t, host(d.addr)+" sslmode=disable").Exec(t.Context(), "select 1")
-	require.NoError(t, err)
+// tell sends a signal, and waits for a line of the log that says something.
+func (d *daemon) tell(t *testing.T, s os.Signal, says string) {
+	t.Helper()
+	require.NoError(t, d.cmd.Process.Signal(s))
+	d.says(t, says)
+}
+
+// says waits for a line of the log that says something.
+func (d *daemon) says(t *testing.T, says string) {
+	t.Helper()
+	for {
+		line, err := d.stderr.ReadString('\n')
+		require.NoError(t, err, "nothing says %q", says)
+		if strings.Contains(line, says) {
+			return
+		}
+	}
+}
+
+func TestSIGHUPReadsFilesAgain(t *testing.T) {
+	users := userList(t)
+	cert, key := certificate(t)
+	d := startDaemon(t, "-users", users, "-tls-cert", cert, "-tls-key", key)
+	stays := connect(t, host(d.addr)+" sslmode=require password='correct horse'")
+	shown := func() []byte {
+		cfg, err := pgx.ParseConfig(host(d.addr) + " sslmode=require password='battery staple'")
+		require.NoError(t, err)
+		cfg.User, cfg.Database = database.User, database.Database
+		var raw []byte
+		cfg.TLSConfig.VerifyConnection = func(s tls.ConnectionState) error { raw = s.PeerCertificates[0].Raw; return nil }
+		c, err := pgx.ConnectConfig(t.Context(), cfg)
+		if err == nil {
+			require.NoError(t, c.Close(t.Context()))
+		} else {
+			require.ErrorContains(t, err, "28P01")
+			require.NotNil(t, raw)
+		}
+		return raw
+	}
+	first := shown()
+	require.NoError(t, os.WriteFile(users, []byte("nonsense\n"), 0o600))
+	d.tell(t, syscall.SIGHUP, "nothing is changed by SIGHUP: -users")
+	require.Equal(t, first, shown())
+
+	require.NoError(t, os.WriteFile(users, []byte(`"`+database.User+`" "battery staple"`+"\n"), 0o600))
+	otherCert, otherKey := certificate(t)
+	require.NoError(t, os.Rename(otherCert, cert))
+	require.NoError(t, os.Rename(otherKey, key))
+	d.tell(t, syscall.SIGHUP, "files were read again")
+	require.NotEqual(t, first, shown())
+	var one int
+	require.NoError(t, stays.QueryRow(t.Context(), "select 1").Scan(&one))
+	c := connect(t, host(d.addr)+" sslmode=require password='battery staple'")
+	require.NoError(t, c.QueryRow(t.Context(), "select 1").Scan(&one))
 	d.signal(t)
 	require.Zero(t, d.exit(t))
+}
+
+func TestSIGUSR1PausesAndSIGUSR2Resumes(t *testing.T) {
+	d := startDaemon(t, "-auth", "trust", "-borrow-timeout", "1s")
+	c, txn := connect(t, host(d.addr)+" sslmode=disable"), connect(t, host(d.addr)+" sslmode=disable")
+	_, err := txn.Exec(t.Context(), "begin")
+	require.NoError(t, err)
+	require.NoError(t, d.cmd.Process.Signal(syscall.SIGUSR1))
+	_, err = txn.Exec(t.Context(), "commit")
+	require.NoError(t, err)
+	d.tell(t, syscall.SIGUSR1, "paused: no server connection is in use")
+	got := make(chan error, 1)
+	go ask(c, got)
+	require.Eventually(t, func() bool { return strings.Contains(string(get(t, "http://"+d.metrics+"/stats")), `"Waiting":1`) }, 10*time.Second, 10*time.Millisecond)
+	require.Empty(t, got)
+	d.tell(t, syscall.SIGUSR2, "resumed")
+	require.NoError(t, <-got)
+
+	_, err = txn.Exec(t.Context(), "begin")
+	require.NoError(t, err)
+	d.tell(t, syscall.SIGUSR1, "pausing")
+	d.signal(t) // undoes the pause, and the transaction may end
+	d.says(t, "draining")
+	_, err = txn.Exec(t.Context(), "commit")
+	require.NoError(t, err)
+	require.Zero(t, d.exit(t))
+}
+
+func ask(c *pgx.Conn, got chan<- error) {
+	_, err := c.Exec(context.Background(), "select 1")
+	got <- err
 }
 
 func TestAnAddressThatIsTakenIsNamedWithARemedy(t *testing.T) {
