@@ -19,7 +19,9 @@ type budget struct {
 	surplus atomic.Int32
 
 	mu        sync.Mutex // taken inside a pool's; takes none
-	limit     int        // changed by setLimit only
+	own       int        // what Config allows, see setOwn
+	granted   int        // by Config.Budget
+	limit     int        // the smaller of both where there is a Budget; changed by setLocked only
 	used      int
 	yielding  int // connections that were given up for claims and are not closed yet
 	shrinking int // connections that were given up for the limit and are not closed yet

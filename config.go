@@ -6,14 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"slices"
+	"strings"
 	"time"
 )
 
 // NoWait as [Config].BorrowTimeout means that a client for which no server connection is idle gets the error at once. It
 // is what 0 means in RDS Proxy's ConnectionBorrowTimeout.
 const NoWait = time.Duration(-1)
+
+// NoIdle as [Config].MaxIdleConnectionsPercent means that no server connection is kept beyond IdleTimeout. It is what 0 means in
+// RDS Proxy's MaxIdleConnectionsPercent.
+const NoIdle = -1
 
 // Defaults and bounds of [Config]'s fields.
 const (
@@ -27,6 +33,13 @@ const (
 	DefaultIdleTimeout      = 5 * time.Minute
 	DefaultUnpinInterval    = time.Second
 	DefaultMaxStatements    = 256
+
+	DefaultIdleClientTimeout = 30 * time.Minute
+	MinIdleClientTimeout     = time.Minute
+	MaxIdleClientTimeout     = 8 * time.Hour
+	DefaultMaxClientLifetime = 24 * time.Hour
+	DefaultMaxServerLifetime = 24 * time.Hour
+	MaxInitQuery             = 16 << 10
 )
 
 // VerifyMode says when a server is asked what a session has left behind on it: one query, between transactions.
@@ -69,7 +82,7 @@ type Config struct {
 
 	// MaxConnections is the greatest number of server connections that are open or being opened at any moment, over
 	// all databases and users. Replication connections, connections that listen ([Stats].Listeners) and cancel requests are
-	// not counted. If zero, DefaultMaxConnections.
+	// not counted. If zero, DefaultMaxConnections, unless MaxConnectionsPercent is given. Of both the smaller counts.
 	MaxConnections int
 
 	// Budget says how many server connections this instance may hold, where several instances share what a server has
@@ -81,9 +94,45 @@ type Config struct {
 	// clients. If nil, Budget, where that is a Peers; if that is none either, cancel requests of other instances' clients are dropped.
 	Peers Peers
 
-	// MaxOpening is the greatest number of logins to the servers that are under way at once, for each database
-	// and user. If zero, DefaultMaxOpening.
+	// MaxConnectionsPercent is the same as a percentage of the connections that the server has for ordinary users:
+	// max_connections less superuser_reserved_connections and, from PostgreSQL 16 on, reserved_connections. It is at least one
+	// connection. The server is asked at every login, so that the limit follows a server that was restarted with others or
+	// replaced; until the first has told, one connection is opened. What a Budget grants is a limit besides. If zero, MaxConnections
+	// alone counts.
+	MaxConnectionsPercent int
+
+	// MaxIdleConnectionsPercent is how many of the idle server connections are kept beyond IdleTimeout, as a percentage of what
+	// MaxConnectionsPercent is one of, or of MaxConnections where that is not given; then it may be up to 100, else up to
+	// MaxConnectionsPercent. Connections that pinned sessions keep are not idle. If zero, half of MaxConnectionsPercent;
+	// NoIdle, or neither given, keeps none.
+	MaxIdleConnectionsPercent int
+
+	// MaxConnectionsPerDatabase and MaxConnectionsPerUser are the greatest numbers of server connections for any one database and
+	// for any one user, within MaxConnections. If zero, there is no such limit.
+	MaxConnectionsPerDatabase, MaxConnectionsPerUser int
+
+	// MinConnections is how many server connections are kept open for each database, user and set of startup parameters for
+	// which a client is connected, as far as MaxConnections has room. They are opened when the first client has logged in,
+	// and give way to clients that wait for others. If zero, none are.
+	MinConnections int
+
+	// MaxOpening is the greatest number of logins that are under way at once at each of Upstream.Hosts, over all databases and
+	// users, and of those that wait for their turn for each database and user. While a host cannot be reached one login at
+	// a time tries it, after pauses that grow to seconds. If zero, DefaultMaxOpening.
 	MaxOpening int
+
+	// MaxWaiting is the greatest number of requests, and of clients that log in, that may wait for a server connection of one
+	// database, user and set of startup parameters. One more gets SQLSTATE 53300 at once. If zero, there is no such limit.
+	MaxWaiting int
+
+	// InitQuery is run on every new server connection before a client gets it, and again where a connection is reset with
+	// DISCARD ALL: one or more statements with semicolons between them, in ASCII, in one transaction unless they say otherwise.
+	// What they set is the clients' default: RESET returns to it, and a SET of the same costs nothing. Where it
+	// fails, so does the login, and clients that wait for a first connection get the server's error. It is not run on
+	// connections that listen or replicate. It is for settings and LOAD: where a server is asked whether a pin may end, a temporary
+	// table, lock or prepared statement of InitQuery's is taken for the client's. Passwords do not belong into it. It is RDS Proxy's InitQuery. At most
+	// MaxInitQuery bytes; if empty, nothing is run.
+	InitQuery string
 
 	// MaxStatements is the greatest number of named prepared statements that are kept on a server connection, for all clients
 	// together. Beyond it the one that was not used for the longest time is closed, and prepared again where a client uses it. If
@@ -101,9 +150,33 @@ type Config struct {
 	// MaxBorrowTimeout.
 	BorrowTimeout time.Duration
 
-	// IdleTimeout is how long a server connection may be idle before it is closed. If zero, DefaultIdleTimeout; if
-	// negative, there is no limit.
+	// IdleTimeout is how long a server connection may be idle before it is closed, unless MaxIdleConnectionsPercent keeps it. If
+	// zero, DefaultIdleTimeout; if negative, there is no limit.
 	IdleTimeout time.Duration
+
+	// MaxServerLifetime is the age at which a server connection is not lent any more and closed as soon as nobody uses it. Each
+	// has a little less than that, so that those which were opened together are not closed together. If zero,
+	// DefaultMaxServerLifetime; if negative, there is no limit.
+	MaxServerLifetime time.Duration
+
+	// IdleClientTimeout is how long a client may send nothing, while it waits for no answer, before it is disconnected with
+	// SQLSTATE 57P05; in a transaction too, which is rolled back. Clients that only listen for notifications are idle. It is looked
+	// at once a second. It is RDS Proxy's IdleClientTimeout, with its default, since a client that is forgotten in a transaction
+	// would else keep its server connection for ever: if zero, DefaultIdleClientTimeout; if negative, there is no limit;
+	// else between MinIdleClientTimeout and MaxIdleClientTimeout.
+	IdleClientTimeout time.Duration
+
+	// MaxClientLifetime is the age at which a client is disconnected with SQLSTATE 57P01, at the end of its transaction, however
+	// active it is. If zero, DefaultMaxClientLifetime, which is RDS Proxy's; if negative, there is no limit.
+	MaxClientLifetime time.Duration
+
+	// MaxClients is the greatest number of clients that are logged in or authenticating, also in this process. One more
+	// gets SQLSTATE 53300. If zero, there is no such limit.
+	MaxClients int
+
+	// ConnectionRate is how many clients may come in each second, over any longer time; as many may come at once. One more gets
+	// SQLSTATE 53300. If zero, there is no such limit.
+	ConnectionRate int
 
 	// HandshakeTimeout bounds what a client does before it is logged in: TLS, startup, authentication. It is
 	// PostgreSQL's authentication_timeout. It does not bound the wait for the servers that may follow: the first client
@@ -162,7 +235,8 @@ type Upstream struct {
 	// SSLMode decides what is verified.
 	TLSConfig *tls.Config
 
-	// ConnectTimeout bounds one login, from dialing to the first ReadyForQuery. If zero, DefaultConnectTimeout.
+	// ConnectTimeout bounds one login, from dialing to the first ReadyForQuery, and Config.InitQuery behind it. If zero,
+	// DefaultConnectTimeout.
 	ConnectTimeout time.Duration
 }
 
@@ -184,23 +258,13 @@ func (c *Config) validate() error {
 	if c.RequireTLS && c.TLS == nil {
 		return errors.New("pgmoor: Config.RequireTLS needs Config.TLS")
 	}
-	if c.BorrowTimeout > MaxBorrowTimeout || c.BorrowTimeout < 0 && c.BorrowTimeout != NoWait {
-		return fmt.Errorf("pgmoor: Config.BorrowTimeout is %v: it must be at most %v, or NoWait", c.BorrowTimeout, MaxBorrowTimeout)
-	}
-	for _, f := range []struct {
-		name string
-		v    int
-	}{
-		{"MaxConnections", c.MaxConnections},
-		{"MaxOpening", c.MaxOpening},
-		{"MaxStatements", c.MaxStatements},
-		{"MaxHandshakes", c.MaxHandshakes},
-		{"HandshakeTimeout", int(c.HandshakeTimeout)},
-		{"Upstream.ConnectTimeout", int(c.Upstream.ConnectTimeout)},
-	} {
-		if f.v < 0 {
-			return fmt.Errorf("pgmoor: Config.%s must not be negative", f.name)
+	for _, p := range parameters {
+		if err := p.check(c); err != nil {
+			return err
 		}
+	}
+	if err := c.validateShares(); err != nil {
+		return err
 	}
 	if c.Verify > VerifyAlways {
 		return fmt.Errorf("pgmoor: Config.Verify is %d, which is no VerifyMode", c.Verify)
@@ -213,6 +277,20 @@ func (c *Config) validate() error {
 		}
 	}
 	return c.Upstream.validate()
+}
+
+// validateShares checks what depends on more than one field, and InitQuery.
+func (c *Config) validateShares() error {
+	if most := orDefault(c.MaxConnectionsPercent, 100); c.MaxIdleConnectionsPercent > most {
+		return fmt.Errorf("pgmoor: Config.MaxIdleConnectionsPercent is %d: it must not be more than MaxConnectionsPercent, %d", c.MaxIdleConnectionsPercent, most)
+	}
+	switch {
+	case len(c.InitQuery) > MaxInitQuery:
+		return fmt.Errorf("pgmoor: Config.InitQuery is %d bytes long: it must be at most %d", len(c.InitQuery), MaxInitQuery)
+	case !isASCII(c.InitQuery) || strings.Contains(c.InitQuery, "\x00"):
+		return errors.New("pgmoor: Config.InitQuery must be in ASCII, since clients choose the encoding that it is read in: write other characters as escapes, U&'\\00E9' or E'\\u00E9'")
+	}
+	return nil
 }
 
 func (u *Upstream) validate() error {
@@ -240,6 +318,39 @@ func orDefault[T comparable](v, def T) T {
 }
 
 func (c *Config) maxConnections() int { return orDefault(c.MaxConnections, DefaultMaxConnections) }
+
+// ownLimit returns how many server connections may be open, whatever Budget grants, where the server has so many for ordinary users;
+// 0: it has not said so yet, and was is what they may be until then.
+func (c *Config) ownLimit(available, was int) int {
+	limit := math.MaxInt32
+	if c.MaxConnections > 0 || c.MaxConnectionsPercent == 0 && c.Budget == nil {
+		limit = c.maxConnections()
+	}
+	switch {
+	case c.MaxConnectionsPercent == 0:
+		return limit
+	case available == 0:
+		return min(limit, was)
+	}
+	return min(limit, max(1, available*c.MaxConnectionsPercent/100))
+}
+
+// maxIdlePercent returns how much of all connections may be idle beyond IdleTimeout.
+func (c *Config) maxIdlePercent() int {
+	return max(orDefault(c.MaxIdleConnectionsPercent, c.MaxConnectionsPercent/2), 0)
+}
+
+func (c *Config) idleClientTimeout() time.Duration {
+	return orDefault(c.IdleClientTimeout, DefaultIdleClientTimeout)
+}
+
+func (c *Config) maxClientLifetime() time.Duration {
+	return orDefault(c.MaxClientLifetime, DefaultMaxClientLifetime)
+}
+
+func (c *Config) maxServerLifetime() time.Duration {
+	return orDefault(c.MaxServerLifetime, DefaultMaxServerLifetime)
+}
 
 func (c *Config) maxStatements() int { return orDefault(c.MaxStatements, DefaultMaxStatements) }
 

@@ -9,9 +9,11 @@ import (
 	"go/types"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -25,6 +27,37 @@ func TestConfigurationTablesAreThoseOfTheSource(t *testing.T) {
 	requirePart(t, "configuration.md", "config", structTable(t, f, "Config"))
 	requirePart(t, "configuration.md", "upstream", structTable(t, f, "Upstream"))
 	requirePart(t, "configuration.md", "defaults", defaultsTable(f))
+	requirePart(t, "configuration.md", "parameters", parametersTable())
+}
+
+// parametersTable is a table of what Config's numbers and durations are elsewhere, their bounds, and what happens there.
+func parametersTable() string {
+	var b strings.Builder
+	b.WriteString("| field | RDS Proxy | PgBouncer | default | range | at the edge |\n|---|---|---|---|---|---|\n")
+	for _, r := range pgmoor.Parameters() {
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s |\n", r.Name, r.RDS, r.Bouncer, r.Default, r.Range, r.Edge)
+	}
+	return b.String()
+}
+
+func TestEveryNumberOfTheConfigurationHasBounds(t *testing.T) {
+	known := map[string]bool{}
+	for _, r := range pgmoor.Parameters() {
+		require.NotEmpty(t, r.Default, r.Name)
+		require.NotEmpty(t, r.Edge, r.Name)
+		known[r.Name] = true
+	}
+	n := 0
+	for prefix, typ := range map[string]reflect.Type{"": reflect.TypeFor[pgmoor.Config](), "Upstream.": reflect.TypeFor[pgmoor.Upstream]()} {
+		for i := range typ.NumField() {
+			switch f := typ.Field(i); f.Type {
+			case reflect.TypeFor[int](), reflect.TypeFor[time.Duration]():
+				require.True(t, known[prefix+f.Name], f.Name)
+				n++
+			}
+		}
+	}
+	require.Len(t, known, n)
 }
 
 func TestEffectsTableIsThatOfTheSource(t *testing.T) {
@@ -96,26 +129,38 @@ func requirePart(t *testing.T, name, part, want string) {
 
 // updates says what Proxy.Update does with the fields of Config and Upstream. What it says is tested in update_test.go.
 var updates = map[string]string{
-	"Config.Upstream":         "see below",
-	"Config.Authenticator":    newClients,
-	"Config.Secrets":          "for clients and server connections that log in from then on",
-	"Config.TLS":              newClients,
-	"Config.RequireTLS":       newClients,
-	"Config.MaxConnections":   "at once; beyond a smaller one, connections are closed that are idle, and others when they come back; with a Budget no",
-	"Config.Budget":           "no: that of `New` stays",
-	"Config.Peers":            "no: those of `New` stay",
-	"Config.MaxOpening":       "at once",
-	"Config.MaxStatements":    "when a statement is prepared next",
-	"Config.RoundRobin":       "at once",
-	"Config.BorrowTimeout":    "at once, also for those who wait; for clients that log in from then on",
-	"Config.IdleTimeout":      "at once",
-	"Config.HandshakeTimeout": newClients,
-	"Config.MaxHandshakes":    "no: an error",
-	"Config.Pinning":          "for statements from then on; pins stay",
-	"Config.Verify":           "at once",
-	"Config.VerifyFunctions":  "for statements from then on, prepared ones excepted",
-	"Config.UnpinInterval":    "at once",
-	"Config.Logger":           "at once",
+	"Config.Upstream":                  "see below",
+	"Config.Authenticator":             newClients,
+	"Config.Secrets":                   "for clients and server connections that log in from then on",
+	"Config.TLS":                       newClients,
+	"Config.RequireTLS":                newClients,
+	"Config.MaxConnections":            "at once; beyond a smaller one, connections are closed that are idle, and others when they come back; with a Budget never to more than `New` was given",
+	"Config.Budget":                    "no: that of `New` stays",
+	"Config.Peers":                     "no: those of `New` stay",
+	"Config.MaxOpening":                "at once",
+	"Config.MaxStatements":             "when a statement is prepared next",
+	"Config.RoundRobin":                "at once",
+	"Config.BorrowTimeout":             "at once, also for those who wait; for clients that log in from then on",
+	"Config.IdleTimeout":               "at once",
+	"Config.HandshakeTimeout":          newClients,
+	"Config.MaxHandshakes":             "no: an error",
+	"Config.Pinning":                   "for statements from then on; pins stay",
+	"Config.Verify":                    "at once",
+	"Config.VerifyFunctions":           "for statements from then on, prepared ones excepted",
+	"Config.UnpinInterval":             "at once",
+	"Config.Logger":                    "at once",
+	"Config.MaxConnectionsPercent":     "as `MaxConnections`; where the server was not asked yet, all server connections are retired, as by `Reconnect`, and it counts from the next login on",
+	"Config.MaxIdleConnectionsPercent": "at once",
+	"Config.MaxConnectionsPerDatabase": "as `MaxConnections`",
+	"Config.MaxConnectionsPerUser":     "as `MaxConnections`",
+	"Config.MinConnections":            "at once",
+	"Config.MaxWaiting":                "for requests and clients that would wait from then on",
+	"Config.InitQuery":                 "at once: all server connections are retired, as by `Reconnect`; RESET returns to what the session began with, which is that of the latest login to the server before it",
+	"Config.MaxServerLifetime":         newServers,
+	"Config.IdleClientTimeout":         "at once",
+	"Config.MaxClientLifetime":         "at once",
+	"Config.MaxClients":                newClients,
+	"Config.ConnectionRate":            newClients,
 
 	"Upstream.Hosts":          "at once: all server connections are retired, as by `Reconnect`",
 	"Upstream.Dialer":         newServers,

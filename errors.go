@@ -20,6 +20,7 @@ const (
 	codeProtocolViolation   = "08P01"
 	codeNotSupported        = "0A000"
 	codeInternal            = "XX000"
+	codeActiveTransaction   = "25001"
 	codeFailedTransaction   = "25P02"
 	codeDuplicateStatement  = "42P05"
 	codeNoStatement         = "26000"
@@ -33,6 +34,7 @@ const (
 	codeAdminShutdown       = "57P01"
 	codeCrashShutdown       = "57P02"
 	codeCannotConnectNow    = "57P03"
+	codeIdleSession         = "57P05"
 )
 
 // Error is an ErrorResponse that a client gets. An [Authenticator] may return one to choose what its client is told. The

@@ -10,3 +10,19 @@ func WithRotation(cfg Config) Config { cfg.RoundRobin = true; return cfg }
 
 // ConnOf returns the connection that a client's session reads and writes.
 func ConnOf(c *Client) net.Conn { return c.conn }
+
+// A ParameterRow is what the documentation has of a number or duration of Config.
+type ParameterRow struct{ Name, RDS, Bouncer, Default, Range, Edge string }
+
+// Parameters returns those rows.
+func Parameters() (rows []ParameterRow) {
+	for i := range parameters {
+		p := &parameters[i]
+		def := p.zero
+		if p.def != 0 {
+			def = p.show(p.def)
+		}
+		rows = append(rows, ParameterRow{p.name, p.rds, p.bouncer, def, p.bounds(), p.edge})
+	}
+	return rows
+}

@@ -82,6 +82,8 @@ type fake struct {
 	left atomic.Value
 	// slow is how long a login takes.
 	slow time.Duration
+	// max are max_connections, superuser_reserved_connections and, unless negative, reserved_connections.
+	max [3]int
 
 	listener *memconn.Listener
 	quit     func() // wakes the sleepers
@@ -126,17 +128,27 @@ func (f *fake) dial(ctx context.Context, network, address string) (net.Conn, err
 		return nil, err
 	}
 	f.count(1)
-	return &counted{Conn: conn, close: sync.OnceFunc(func() { f.count(-1) })}, nil
+	f.logsIn()
+	return &counted{Conn: conn, close: sync.OnceFunc(func() { f.count(-1) }), login: sync.OnceFunc(f.loggedIn)}, nil
 }
 
-// counted is the proxy's end of a connection to a fake.
+// counted is the proxy's end of a connection to a fake. Its login is over with the first ReadyForQuery.
 type counted struct {
 	net.Conn
-	close func()
+	close, login func()
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n >= 6 && p[n-6] == 'Z' {
+		c.login()
+	}
+	return n, err
 }
 
 func (c *counted) Close() error {
 	c.close()
+	c.login()
 	return c.Conn.Close()
 }
 
@@ -159,12 +171,25 @@ func (f *fake) setSlow(d time.Duration) {
 	f.slow = d
 }
 
-func (f *fake) greet(c *pgtest.FakeConn) error {
+func (f *fake) setMax(max [3]int) {
 	f.mu.Lock()
-	f.logins++
-	f.busiest = max(f.busiest, f.logins)
-	f.mu.Unlock()
-	defer f.loggedIn()
+	defer f.mu.Unlock()
+	f.max = max
+}
+
+func (f *fake) limits() *pgproto3.DataRow {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	row := &pgproto3.DataRow{Values: make([][]byte, 3)}
+	for i, n := range f.max {
+		if n >= 0 {
+			row.Values[i] = []byte(strconv.Itoa(n))
+		}
+	}
+	return row
+}
+
+func (f *fake) greet(c *pgtest.FakeConn) error {
 	f.mu.Lock()
 	slow := f.slow
 	f.mu.Unlock()
@@ -183,6 +208,13 @@ func (f *fake) greet(c *pgtest.FakeConn) error {
 		&pgproto3.BackendKeyData{ProcessID: c.PID, SecretKey: []byte{0, 0, 0, byte(c.PID)}},
 		&pgproto3.ReadyForQuery{TxStatus: 'I'},
 	)
+}
+
+func (f *fake) logsIn() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.logins++
+	f.busiest = max(f.busiest, f.logins)
 }
 
 func (f *fake) loggedIn() {
@@ -313,7 +345,9 @@ func (b *backend) run(sql string) []pgproto3.BackendMessage {
 			return b.fail("57014", "canceling statement due to user request")
 		}
 	case "SELECT":
-		if left, _ := b.fake.left.Load().(string); strings.HasPrefix(arg, "'t'") {
+		if strings.Contains(arg, "'max_connections'") {
+			out = append(out, &pgproto3.RowDescription{Fields: make([]pgproto3.FieldDescription, 3)}, b.fake.limits())
+		} else if left, _ := b.fake.left.Load().(string); strings.HasPrefix(arg, "'t'") {
 			for _, kind := range left {
 				out = append(out, &pgproto3.DataRow{Values: [][]byte{[]byte(string(kind)), nil, nil}})
 			}

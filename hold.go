@@ -17,7 +17,7 @@ const (
 	holdHearing                   // that the listener hears what the session is about to listen to (hark)
 	holdTold                      // that the client is told a ReadyForQuery, which notifications come in front of (withhold)
 	holdAsked                     // that the server connection says what it listens to (askWhat)
-	holdFresh                     // that the server connection is made fresh (cleanUp)
+	holdFresh                     // that the server connection is made fresh (cleanUp), or is given what a RESET returns to (resetsBase)
 	holdStandIn                   // that a server connection stands for a session that is to be signalled (seek)
 	holdPaused                    // the end of a pause (stopLocked)
 )

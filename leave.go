@@ -85,6 +85,7 @@ func (s *Session) fixLocked() (fix []byte) {
 func (s *Session) over() {
 	_ = s.client.conn.Close()
 	s.env.forget(s)
+	s.env.discharge(s.client)
 	close(s.done)
 }
 
@@ -115,7 +116,11 @@ func (sc *server) wind(s *Session) {
 	case s.stained() && !sc.reset:
 		q = wire.AppendQuery(wire.AppendQuery(nil, resetRole), discardAll)
 		s.turn.Sent(wire.Query, false) // one of the two
-		sc.reset, sc.failed, sc.set = true, false, settings{}
+		if init := sc.initial; init != nil {
+			q = append(q, init.query...)
+			s.turn.Sent(wire.Query, false)
+		}
+		sc.reset, sc.failed, sc.set = true, false, sc.fresh
 		sc.prepared.Clear()
 	default:
 		s.primed = true

@@ -29,6 +29,7 @@ func (p *Proxy) welcome(conn net.Conn, local bool) {
 	s, err := p.login(c)
 	p.unshake(conn)
 	if err != nil {
+		p.env.discharge(c)
 		p.refused(c, err)
 		return
 	}
@@ -106,6 +107,9 @@ func (p *Proxy) login(c *Client) (*Session, error) {
 	}
 	out := c.answerVersion(nil, p.env.newestMinor())
 	if err := c.send(out); len(out) > 0 && err != nil {
+		return nil, err
+	}
+	if err := p.admit(c, cfg); err != nil {
 		return nil, err
 	}
 	if err := p.authenticate(ctx, c, cfg); err != nil {
@@ -212,6 +216,9 @@ func (s *Session) awaitStatuses(ctx context.Context) (st []byte, err error) {
 	m := statusMap(st)
 	s.strings = m["standard_conforming_strings"] != "off"
 	s.opaque = hidesASCII(m["client_encoding"])
+	if !s.client.replicates() {
+		s.begin()
+	}
 	return st, nil
 }
 

@@ -17,7 +17,8 @@ type Stats struct {
 	Paused      bool // see Proxy.Pause
 	Servers     int  // pooled server connections, open or being opened
 	ServersIdle int  // of those, how many nobody uses
-	// ServersGranted is how many there may be: Config.MaxConnections, or what Config.Budget has granted.
+	// ServersGranted is the limit on Servers that counts: the smallest of Config.MaxConnections, what Config.MaxConnectionsPercent comes
+	// to, and what Config.Budget has granted.
 	ServersGranted int
 	Pinned         int // clients that keep their server connection
 	// PinnedBy counts the pinned clients by the first reason for which each was pinned: the name of one of [Effects],

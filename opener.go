@@ -3,7 +3,6 @@ package pgmoor
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"time"
 
 	"github.com/jackc/puddle/v2"
@@ -11,7 +10,17 @@ import (
 
 // This file opens the server connections of a pool: never more logins at once than are wanted and allowed.
 
-type openerKey struct{}
+type (
+	openerKey struct{}
+	turnKey   struct{}
+)
+
+// loginTurn is one login's permission to begin.
+type loginTurn struct {
+	*ticket
+	up    *upstream
+	epoch uint64
+}
 
 var errNotOpener = errors.New("pgmoor: only the opener may construct")
 
@@ -20,25 +29,19 @@ func (p *pool) construct(ctx context.Context) (*server, error) {
 	if ctx.Value(openerKey{}) != p {
 		return nil, errNotOpener
 	}
-	begun := p.loginContext()
-	epoch := p.env.epoch.Load() // before the configuration: Update does it the other way round
-	li, err := p.env.config().up.open(begun, &p.key)
+	begun, t := p.loginContext(), ctx.Value(turnKey{}).(*loginTurn)
+	li, err := t.up.openAt(begun, t.ticket, &p.key, t.up.prepare)
 	if err != nil {
 		if errors.Is(context.Cause(begun), errCut) {
 			return nil, errCut
 		}
 		return nil, err
 	}
+	p.learn(li)
 	sc := newServer(li, p)
-	sc.epoch = epoch
+	sc.epoch = t.epoch
 	return sc, nil
 }
-
-// Back-off between failed logins.
-const (
-	minBackoff = 50 * time.Millisecond
-	maxBackoff = 2 * time.Second
-)
 
 // wantsLocked returns how many more logins should be under way.
 func (p *pool) wantsLocked() int {
@@ -55,7 +58,7 @@ func (p *pool) wantsLocked() int {
 // openMore starts as many openers as are wanted, unless the last login failed a moment ago.
 func (p *pool) openMore() {
 	if sated := p.startOpeners(); sated {
-		p.budget.unclaim(p)
+		p.unclaim()
 	}
 }
 
@@ -69,26 +72,70 @@ func (p *pool) startOpeners() (sated bool) {
 	n := p.wantsLocked()
 	sated = n <= 0 && p.opening == 0 && !p.starved
 	for ; n > 0; n-- {
-		p.opening++
-		p.wg.Add(1)
-		go p.opener()
+		p.openLocked(false)
+	}
+	for n = p.mayOpenSpareLocked(); n > 0; n-- {
+		p.openLocked(true)
 	}
 	return sated
 }
 
-// opener logs in once and hands the connection to whoever waits longest.
-func (p *pool) opener() {
+func (p *pool) openLocked(spare bool) {
+	p.opening++
+	p.wg.Add(1)
+	go p.opener(spare)
+}
+
+// opener logs in once and hands the connection to whoever waits longest. A spare one is for nobody yet.
+func (p *pool) opener(spare bool) {
 	defer p.wg.Done()
-	if !p.mayDial() {
+	t, err := p.enter()
+	if err != nil {
+		return // the pool is closed
+	}
+	defer t.leave()
+	if may := p.stillWanted(spare) && (spare && p.maySpare() || !spare && p.mayDial()); !may {
 		return
 	}
-	res, err := p.inv.Acquire(p.ctx)
+	res, err := p.inv.Acquire(context.WithValue(p.ctx, turnKey{}, t))
 	if err != nil {
-		p.budget.give()
+		p.giveToken()
 		p.openFailed(err)
 		return
 	}
 	p.opened(res)
+}
+
+// enter waits for a login's turn, under the configuration that counts then.
+func (p *pool) enter() (*loginTurn, error) {
+	for {
+		was := p.env.config().up.logins
+		t, err := was.enter(p.ctx)
+		if errors.Is(err, errMoved) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		epoch := p.env.epoch.Load() // before the configuration: Update does it the other way round
+		if up := p.env.config().up; up.logins == was {
+			return &loginTurn{t, up, epoch}, nil
+		}
+		t.leave()
+	}
+}
+
+// stillWanted reports whether a login is of use to anybody after it may have waited for its turn, and may begin: in a pause none
+// does. With NoWait nobody waits who has found nothing, but is served the next time.
+func (p *pool) stillWanted(spare bool) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	wanted := spare || p.waiting+len(p.wishes)+len(p.logins) > 0 || p.env.config().BorrowTimeout == NoWait
+	if wanted && !p.env.gate.isShut() {
+		return true
+	}
+	p.opening--
+	return false
 }
 
 // mayDial takes a token of the budget, or leaves the pool starved until one is given back.
@@ -96,7 +143,7 @@ func (p *pool) mayDial() bool {
 	p.mu.Lock()
 	p.starved = true // before the budget is asked: a token given back from here on wakes us
 	p.mu.Unlock()
-	ok := p.budget.take(p)
+	ok := p.takeToken(false)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if ok {
@@ -111,6 +158,23 @@ func (p *pool) mayDial() bool {
 	return false
 }
 
+// maySpare is mayDial for a spare connection: it takes nothing from anybody.
+func (p *pool) maySpare() bool {
+	ok := p.takeToken(true)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if ok {
+		p.dialing++
+		return true
+	}
+	p.opening--
+	p.use.target = 0
+	if p.waiting+len(p.wishes) > 0 { // somebody counts on it by now
+		p.nudge()
+	}
+	return false
+}
+
 func (p *pool) opened(res *puddle.Resource[*server]) {
 	sc := res.Value()
 	p.mu.Lock()
@@ -120,7 +184,7 @@ func (p *pool) opened(res *puddle.Resource[*server]) {
 	p.servers++
 	p.open[sc] = struct{}{}
 	p.backoff, p.retryAt, p.failing = 0, time.Time{}, false
-	p.welcome = sc.welcome
+	p.welcome, p.base = sc.welcome, sc.fresh
 	p.wg.Add(1)
 	p.mu.Unlock()
 	p.env.count.servers.Add(1)
@@ -142,8 +206,13 @@ func (p *pool) openFailed(err error) {
 	p.failing = !errors.Is(err, errCut)
 	p.opening--
 	p.dialing--
-	p.backoff = min(max(2*p.backoff, minBackoff), maxBackoff)
-	p.retryAt = p.env.now().Add(p.backoff/2 + rand.N(p.backoff))
+	if p.env.config().up.logins.unreachable() { // which pauses for all pools
+		p.backoff, p.retryAt = 0, time.Time{}
+	} else {
+		var pause time.Duration
+		p.backoff, pause = backOff(p.backoff)
+		p.retryAt = p.env.now().Add(pause)
+	}
 	var refused []*Session
 	if isPermanent(err) || p.closed {
 		p.tellLoginsLocked(err)
@@ -180,6 +249,10 @@ func (p *pool) statuses(ctx context.Context) ([]byte, error) {
 	if p.welcome != nil {
 		defer p.mu.Unlock()
 		return p.welcome, nil
+	}
+	if e := p.fullLocked(); e != nil {
+		defer p.mu.Unlock()
+		return nil, e
 	}
 	c := make(chan error, 1)
 	p.logins = append(p.logins, c)

@@ -132,6 +132,9 @@ func (s *Session) setUp(sc *server, request []byte) []byte {
 func (s *Session) readBackLocked(sc *server) outcome {
 	o := &own{kind: ownReadBack, names: slices.Sorted(maps.Keys(s.dirty)), dirty: s.dirty}
 	s.dirty = nil
+	if s.resetsBase(o.dirty) {
+		s.holds |= holdFresh
+	}
 	return s.askLocked(sc, o, readBack(o.names, o.dirty))
 }
 
@@ -189,6 +192,9 @@ func (sc *server) answeredOwn(s *Session) {
 
 // readBackAnswered makes the answer the session's settings.
 func (s *Session) readBackAnswered(sc *server, o *own) {
+	if s.base != (settings{}) {
+		s.holds &^= holdFresh
+	}
 	ok := !o.failed() && len(o.rows) == 1
 	var set settings
 	if ok {
@@ -204,7 +210,7 @@ func (s *Session) readBackAnswered(sc *server, o *own) {
 		}
 		return
 	}
-	s.set, sc.set = set, set
+	s.set, sc.set = s.restored(sc, set, o.dirty), set
 	s.asksAgain = false
 	if o.dirty[settingPin] != 0 {
 		s.pinOnRequest(set.values()[settingPin])

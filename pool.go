@@ -63,6 +63,7 @@ type pool struct {
 	key    poolKey // as the first client had it
 	env    *env
 	budget *budget
+	shares []*budget // narrower ones that it is part of, besides
 	inv    *puddle.Pool[*server]
 
 	asked atomic.Bool // sessions of this pool ask for values of sequences that they got before
@@ -76,6 +77,7 @@ type pool struct {
 	idle    []*server  // the last is the most recently used
 	open    map[*server]struct{}
 	servers int      // how many are open
+	using   int      // of those, how many are lent
 	opening int      // openers at work
 	dialing int      // of those, how many hold a token of the budget
 	first   *Session // waiters, oldest first
@@ -83,10 +85,13 @@ type pool struct {
 	waiting int
 	wishes  []wish       // oldest first
 	logins  []chan error // clients that wait for the pool's first connection
-	welcome []byte       // ParameterStatus messages of the latest login; nil before the first
-	armed   bool         // the keeper's timer will look at the waiters
-	starved bool         // the budget had nothing for us
-	failing bool         // the latest login to the server failed
+	use     demand
+	kept    int      // of the idle ones, how many stay beyond the idle timeout
+	welcome []byte   // ParameterStatus messages of the latest login; nil before the first
+	base    settings // what Config.InitQuery set at it
+	armed   bool     // the keeper's timer will look at the waiters
+	starved bool     // the budget had nothing for us
+	failing bool     // the latest login to the server failed
 	backoff time.Duration
 	retryAt time.Time
 	askedAt time.Time // when pinned sessions were last asked about because others wait
@@ -100,8 +105,8 @@ type pool struct {
 	stopLogins context.CancelCauseFunc
 }
 
-func newPool(key poolKey, e *env, b *budget) (*pool, error) {
-	p := &pool{key: key, env: e, budget: b, meanings: e.meaningsOf(key.database), wake: make(chan struct{}, 1), open: make(map[*server]struct{})}
+func newPool(key poolKey, e *env, b *budget, shares []*budget) (*pool, error) {
+	p := &pool{key: key, env: e, budget: b, shares: shares, meanings: e.meaningsOf(key.database), wake: make(chan struct{}, 1), open: make(map[*server]struct{})}
 	p.ctx, p.stop = context.WithCancel(context.WithValue(context.Background(), openerKey{}, p))
 	p.loginsCtx, p.stopLogins = context.WithCancelCause(p.ctx)
 	inv, err := puddle.NewPool(&puddle.Config[*server]{
@@ -121,6 +126,9 @@ func newPool(key poolKey, e *env, b *budget) (*pool, error) {
 func (p *pool) borrow(s *Session) *server {
 	for {
 		sc := p.take(s)
+		if sc == nil && s.waitErr != nil {
+			s.interrupt()
+		}
 		if sc == nil || !sc.stale() {
 			return sc
 		}
@@ -135,9 +143,12 @@ func (p *pool) take(s *Session) *server {
 		sc := p.idle[i]
 		p.idle = append(p.idle[:i], p.idle[i+1:]...)
 		sc.lendLocked()
+		p.noteUseLocked()
 		return sc
 	}
-	p.enqueueLocked(s)
+	if s.waitErr = p.fullLocked(); s.waitErr == nil {
+		p.enqueueLocked(s)
+	}
 	return nil
 }
 
@@ -183,6 +194,7 @@ func (p *pool) enqueueLocked(s *Session) {
 	}
 	p.last = s
 	p.waiting++
+	p.noteUseLocked()
 	if !p.armed || p.wantsLocked() > 0 || p.env.pinnedNow.Load() > 0 {
 		p.nudge()
 	}
@@ -260,6 +272,7 @@ func (p *pool) release(sc *server, again *Session) *Session {
 	used, shut := sc.lent, p.env.gate.isShut()
 	if used {
 		sc.lent = false
+		p.using--
 		p.lent++
 	}
 	if shut {
@@ -284,7 +297,7 @@ func (p *pool) release(sc *server, again *Session) *Session {
 	}
 	// A connection that was just opened serves somebody before it may be claimed: pools that take turns would else do
 	// nothing but log in.
-	if p.closed || sc.retired() || p.budget.mustShrink() || (used || p.first == nil) && p.budget.mustYield(p, p.servers, p.first == nil) {
+	if p.closed || sc.retired() || p.mustShrink() || (used || p.first == nil) && p.mustYield(p.first == nil) {
 		p.mu.Unlock()
 		sc.kill()
 		return nil
@@ -326,7 +339,9 @@ func (p *pool) cancelDone(sc *server) {
 func (p *pool) lost(sc *server) {
 	p.mu.Lock()
 	p.dropIdleLocked(sc)
-	p.servers--
+	if p.servers--; sc.lent {
+		p.using--
+	}
 	delete(p.open, sc)
 	p.mu.Unlock()
 	sc.res.Destroy()
@@ -338,13 +353,14 @@ func (p *pool) lost(sc *server) {
 	p.nudge()
 }
 
-func (p *pool) dropIdleLocked(sc *server) {
+func (p *pool) dropIdleLocked(sc *server) (was bool) {
 	for i, other := range p.idle {
 		if other == sc {
 			p.idle = append(p.idle[:i], p.idle[i+1:]...)
-			return
+			return true
 		}
 	}
+	return false
 }
 
 // evict gives up the connection that has been idle longest, and reports whether there was one.
@@ -386,7 +402,7 @@ func (p *pool) keep() {
 func (p *pool) hungry() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.waiting > 0 || p.budget.starving.Load() > 0 || p.budget.surplus.Load() > 0
+	return p.waiting > 0 || p.claimed()
 }
 
 // reconsiderPinned asks, while somebody waits, whether those that keep a server connection still need it.
@@ -478,32 +494,16 @@ func (p *pool) sleepLocked(now time.Time, limit time.Duration) time.Duration {
 	if p.retryAt.After(now) {
 		sooner(p.retryAt.Sub(now))
 	}
-	switch t := p.env.config().idleTimeout(); {
-	case t < 0:
-	case len(p.idle) > 0:
-		sooner(p.idle[0].idleSince.Add(t).Sub(now))
-	case p.servers > 0: // none of them can be idle for so long before then
-		sooner(t)
+	switch t, past := p.env.config().idleTimeout(), 0; {
+	case t < 0 || p.servers == 0:
+	default:
+		if past = p.pastLocked(now, t); past < len(p.idle) {
+			sooner(p.idle[past].idleSince.Add(t).Sub(now))
+		} else { // none of the others can be idle for so long before then
+			sooner(t)
+		}
 	}
 	return sleep
-}
-
-// retireIdle closes the connections that nobody used for the idle timeout.
-func (p *pool) retireIdle() {
-	t := p.env.config().idleTimeout()
-	if t < 0 {
-		return
-	}
-	var old []*server
-	p.mu.Lock()
-	for now := p.env.now(); len(p.idle) > 0 && now.Sub(p.idle[0].idleSince) >= t; {
-		old = append(old, p.idle[0])
-		p.idle = append(p.idle[:0], p.idle[1:]...)
-	}
-	p.mu.Unlock()
-	for _, sc := range old {
-		sc.kill()
-	}
 }
 
 // close ends the pool: waiters fail, server connections are closed. It returns when no goroutine of the pool is left.

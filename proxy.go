@@ -59,6 +59,7 @@ type Proxy struct {
 	deafErr   error             // why
 	pools     map[poolKey]*pool // by sorted key
 	budget    *budget
+	narrow    map[shareKey]*budget  // of one user or one database, while it has pools
 	shaking   map[net.Conn]struct{} // connections in the middle of a handshake
 	stopShare context.CancelFunc    // nil: there is no Config.Budget, or it was not started
 	started   bool
@@ -79,6 +80,8 @@ type env struct {
 	pinnedNow atomic.Int32  // sessions that are pinned
 	backends  sync.Map      // process ids of server connections to *server
 	peers     Peers         // nil: there are none
+	admission admission
+	available atomic.Int64 // connections that the server has for ordinary users, as it said last; 0: it was not asked
 
 	ids, statementIDs atomic.Uint64
 	elder             atomic.Bool // the server speaks protocol 3.0 only
@@ -356,11 +359,11 @@ func (p *Proxy) pool(key poolKey) (*pool, error) {
 	pl := p.pools[by]
 	if pl == nil {
 		var err error
-		if pl, err = newPool(key, p.env, p.budget); err != nil {
+		if pl, err = newPool(key, p.env, p.budget, p.sharesOf(&key)); err != nil {
 			return nil, err
 		}
 		p.pools[by] = pl
-		p.budget.add(pl)
+		p.join(pl)
 	}
 	pl.mu.Lock()
 	pl.refs++
@@ -486,7 +489,7 @@ func (p *Proxy) closePools() {
 	p.mu.Unlock()
 	for _, pl := range pools {
 		pl.close()
-		p.budget.remove(pl)
+		p.part(pl)
 	}
 }
 
@@ -528,7 +531,10 @@ func (p *Proxy) sweep() {
 			return
 		case <-t.C:
 		}
+		now := p.env.now()
+		p.ageAll(now)
 		for _, s := range p.env.all() {
+			s.age(now)
 			s.sweep()
 			if s.pinsView.Load() != 0 {
 				s.reconsiderAfter(p.env.config().unpinInterval())
@@ -567,7 +573,7 @@ func (p *Proxy) closeUnused() {
 	}
 	p.mu.Unlock()
 	for _, pl := range unused {
-		p.budget.remove(pl)
+		p.part(pl)
 		pl.close()
 	}
 }

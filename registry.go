@@ -187,7 +187,7 @@ func (p *pool) waitHintLocked(since time.Time, others int) string {
 	switch {
 	case limit == 0 && used == 0:
 		return hint + "This instance was granted no server connection: see Config.Budget."
-	case p.failing && !p.starved:
+	case (p.failing || p.env.config().up.logins.unreachable()) && !p.starved:
 		return hint + "Logging in to the server failed: see the proxy's log."
 	case used < limit || p.dialing > 0 && !p.starved:
 		return hint + fmt.Sprintf("%d of %d server connections are open or being opened: logging in to the server takes its time.", used, limit)

@@ -40,6 +40,8 @@ type server struct {
 	holder      atomic.Uint32           // the process id, for clients, of the session that holds it or held it last
 	standsFor   atomic.Pointer[Session] // who ends if the server ends this connection; changed under pool.mu
 	standsUntil time.Time               // guarded by pool.mu
+	aged        atomic.Bool             // it is too old to be lent again
+	retireAt    time.Time               // when it is
 	spent       atomic.Bool             // it stands or has stood for a session, and is not lent to others any more
 	killed      atomic.Bool             // no more use: serve ends at the next interruption
 	ended       atomic.Bool             // serve has ended, or looks at sess for the last time
@@ -62,6 +64,8 @@ type server struct {
 	winds    int      // messages sent to clean up after a client that left
 	reset    bool     // DISCARD ALL was one of them
 	set      settings // what is set on the connection beyond its login
+	fresh    settings // of that, what Config.InitQuery sets
+	initial  *initial // which it was; nil: none was run
 	own      []*own   // queries of the proxy's own that are under way, oldest first
 	ask      []byte   // one of them, yet to be written; goes with sending
 	gotBy    uint64   // which session used it last, and may have got values of sequences; 0: none since it was fresh
@@ -85,6 +89,7 @@ func newServer(li *loggedIn, p *pool) *server {
 		link: link.New(li.conn, !p.env.config().plainIO), pool: p,
 		welcome: li.statuses, base: base, reports: maps.Clone(base),
 		serial: p.env.statementIDs.Add(1), network: li.network, address: li.address, pid: li.pid, secret: li.secret, none: true, closed: make(chan struct{}),
+		set: li.set, fresh: li.set, initial: li.initial, retireAt: p.env.retireAt(),
 	}
 	p.env.backends.Store(sc.pid, sc)
 	p.env.noteVersion(sc.base["server_version"])
@@ -112,7 +117,10 @@ func status(msg []byte) (name, value []byte, ok bool) {
 }
 
 // lendLocked marks the connection as lent; the caller holds pool.mu.
-func (sc *server) lendLocked() { sc.lent = true }
+func (sc *server) lendLocked() {
+	sc.lent = true
+	sc.pool.using++
+}
 
 // kill ends the connection. Any goroutine may call it; serve closes it.
 func (sc *server) kill() {
@@ -131,7 +139,7 @@ func (sc *server) limitWind() {
 
 // retired reports whether the connection must not be lent again.
 func (sc *server) retired() bool {
-	return sc.killed.Load() || sc.spent.Load() || sc.epoch != sc.pool.env.epoch.Load()
+	return sc.killed.Load() || sc.spent.Load() || sc.aged.Load() || sc.epoch != sc.pool.env.epoch.Load()
 }
 
 // stale reports whether an idle connection that nobody used for a while turns out to have ended.
@@ -147,7 +155,7 @@ func (sc *server) destroy() {
 	} else {
 		_ = sc.link.Conn().Close()
 	}
-	sc.pool.budget.give()
+	sc.pool.giveToken()
 }
 
 // serve is the goroutine of the server connection.

@@ -54,6 +54,9 @@ type Session struct {
 	local    localMode // requests are answered here, not by a server
 
 	touched  atomic.Bool            // the client sent something since the last sweep
+	bornAt   time.Time              // when it logged in
+	activeAt time.Time              // when it was last found to be active; owned by the sweeper
+	expired  bool                   // it was told to end, for its age; owned by the sweeper
 	pinsView atomic.Uint32          // pins, for those who do not hold mu
 	backend  atomic.Uint32          // the process id of srv, for those who do not hold mu; 0: none
 	targeted atomic.Int64           // when another session was last about to send it a signal
@@ -122,6 +125,7 @@ type Session struct {
 	underOf    settings
 
 	set         settings         // what the session has set, as far as it is known
+	base        settings         // of that, what it began with: see Config.InitQuery
 	unmade      settings         // what a server has refused to set
 	again       []byte           // a request that may mend that, while it is not known yet
 	mending     bool             // such a request runs on a connection without all that the session has set
@@ -240,6 +244,8 @@ func newSession(e *env, c *Client, p *pool) *Session {
 		env: e, client: c, pool: p, link: link.New(c.conn, !e.config().plainIO),
 		kick: make(chan struct{}, 1), done: make(chan struct{}), id: e.ids.Add(1), strings: true,
 	}
+	s.bornAt = e.now()
+	s.activeAt = s.bornAt
 	return s
 }
 

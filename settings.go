@@ -261,8 +261,15 @@ func (s *Session) apply(o *own, row [][]byte) (settings, bool) {
 // checked returns the set of m, unless it cannot be carried.
 func (s *Session) checked(m map[string]string) (settings, bool) {
 	size := 0
+	var base map[string]string
+	if s.base != (settings{}) {
+		base = s.base.values()
+	}
 	for k, v := range m {
 		size += len(k) + len(v)
+		if v0, ok := base[k]; ok && v == v0 { // every connection has it
+			continue
+		}
 		if _, other := m[settingEncoding]; other && !isASCII(v) || !isASCII(k) {
 			return settings{}, false // a Query is read in the encoding that was in force when it came
 		}

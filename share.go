@@ -32,7 +32,7 @@ type Share struct {
 
 // Demand is what a [Proxy] makes of its share at one moment. The fields but Open and Granted are read one pool after the other.
 type Demand struct {
-	// Granted is what Grant was told last.
+	// Granted is what Grant was told last. Where MaxConnections or MaxConnectionsPercent allow less, less is used.
 	Granted int
 	// Open is how many connections count: those that are open, being opened or being closed. It is not greater than Granted, except
 	// while there is surplus from before the last Grant. It never grows beyond Granted, so what an instance can still make use of is the
@@ -53,7 +53,7 @@ func (s *Share) Grant(n int) {
 	if s.most > 0 {
 		n = min(n, s.most)
 	}
-	s.budget.setLimit(n)
+	s.budget.grant(n)
 }
 
 // Most returns the greatest grant of which the Proxy makes use, Config.MaxConnections; 0 if there is none.
@@ -84,7 +84,7 @@ func (b *budget) noteLocked() {
 
 func (b *budget) demand() Demand {
 	b.mu.Lock()
-	d := Demand{Granted: b.limit, Open: b.used}
+	d := Demand{Granted: b.granted, Open: b.used}
 	pools := b.poolsLocked()
 	b.mu.Unlock()
 	for _, p := range pools {
@@ -98,10 +98,13 @@ func (b *budget) demand() Demand {
 
 // newBudget makes the budget that cfg asks for.
 func newBudget(cfg *Config) *budget {
-	if cfg.Budget == nil {
-		return &budget{limit: cfg.maxConnections()}
+	b := &budget{own: cfg.ownLimit(0, 1)}
+	if cfg.Budget != nil {
+		b.changed = make(chan struct{}, 1)
+		return b
 	}
-	return &budget{changed: make(chan struct{}, 1)}
+	b.limit = b.own
+	return b
 }
 
 // share is the goroutine of Config.Budget.

@@ -13,10 +13,27 @@ import (
 // errCut is why a login under way is given up.
 var errCut = errors.New("pgmoor: the budget was cut")
 
-// setLimit changes the limit. Of connections beyond it those that are idle are closed, and those that are in use when they
-// are given back. Waiters get what has become free.
-func (b *budget) setLimit(n int) {
+// setOwn changes what Config allows to what now makes of it; now must not block.
+func (b *budget) setOwn(now func(was int) int) {
 	b.mu.Lock()
+	b.own = now(b.own)
+	b.setLimit()
+}
+
+// grant changes what Config.Budget grants.
+func (b *budget) grant(n int) {
+	b.mu.Lock()
+	b.granted = n
+	b.setLimit()
+}
+
+// setLimit changes the limit to the smaller of both, and unlocks mu. Of connections beyond it those that are idle are closed, and those
+// that are in use when they are given back. Waiters get what has become free.
+func (b *budget) setLimit() {
+	n := b.own
+	if b.changed != nil {
+		n = min(n, b.granted)
+	}
 	if n == b.limit {
 		b.mu.Unlock()
 		return

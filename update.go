@@ -34,13 +34,16 @@ func newLive(cfg Config, was *live) (*live, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	up, err := newUpstream(cfg.Upstream, cfg.Secrets)
+	up, err := newUpstream(&cfg)
 	if err != nil {
 		return nil, err
 	}
 	l := &live{Config: cfg, up: up, policy: cfg.pinning(), defaultPolicy: cfg.pinning() == DefaultPinning{}, tls: serverTLS(cfg.TLS)}
 	if was != nil {
 		l.seed, l.plainIO, l.texts = was.seed, was.plainIO, was.texts
+		if slices.Equal(was.Upstream.Hosts, l.Upstream.Hosts) {
+			l.up.logins = was.up.logins // with what is known of the hosts
+		}
 	} else {
 		l.seed = randomBytes(32)
 	}
@@ -72,7 +75,8 @@ func (l *live) authenticator() Authenticator {
 // closed at once and others when they come back; with a greater one, clients that wait get more. TLS, RequireTLS, Authenticator,
 // Secrets and HandshakeTimeout count for clients, and Secrets and Upstream for server connections, that log in from then on. Pinning,
 // Verify and VerifyFunctions count for statements from then on: what was prepared before stays judged as it was, and pins stay until they end. With
-// other Upstream.Hosts, or another SSLMode, all server connections are retired as by [Proxy.Reconnect]. So that no two transactions run on
+// other Upstream.Hosts, another SSLMode or InitQuery, or the first MaxConnectionsPercent, all server connections are retired as by
+// [Proxy.Reconnect]. So that no two transactions run on
 // the old servers and on the new ones at once, call [Proxy.Pause] before and [Proxy.Resume] afterwards. docs/configuration.md has
 // a table of all fields.
 func (p *Proxy) Update(cfg Config) error {
@@ -95,21 +99,24 @@ func (p *Proxy) Update(cfg Config) error {
 	}
 	next.Budget, next.Peers = was.Budget, was.Peers
 	p.env.live.Store(next)
+	if was.up.logins != next.up.logins {
+		close(was.up.logins.moved)
+	}
+	next.up.logins.setLimit(next.maxOpening())
 	if !was.sameServers(next) {
 		p.retire()
 	}
-	if next.Budget == nil {
-		p.budget.setLimit(next.maxConnections())
-	}
+	p.limitAll()
 	for _, pl := range p.allPools() { // their timers and limits
 		pl.nudge()
 	}
 	return nil
 }
 
-// sameServers reports whether server connections under either configuration lead to the same servers in the same way.
+// sameServers reports whether server connections under either configuration lead to the same servers in the same way, and are asked and
+// told the same there.
 func (l *live) sameServers(o *live) bool {
-	return slices.Equal(l.Upstream.Hosts, o.Upstream.Hosts) && orDefault(l.Upstream.SSLMode, "prefer") == orDefault(o.Upstream.SSLMode, "prefer")
+	return l.InitQuery == o.InitQuery && (l.up.asksMax || !o.up.asksMax) && slices.Equal(l.Upstream.Hosts, o.Upstream.Hosts) && orDefault(l.Upstream.SSLMode, "prefer") == orDefault(o.Upstream.SSLMode, "prefer")
 }
 
 func (p *Proxy) isClosed() bool {

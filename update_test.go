@@ -45,7 +45,7 @@ func TestUpdateRefusesWhatMakesNoSenseAndWhatCannotBeChanged(t *testing.T) {
 		}{
 			"no host":       {func(c *pgmoor.Config) { c.Upstream.Hosts = []string{} }, "Config.Upstream.Hosts is empty"},
 			"long wait":     {func(c *pgmoor.Config) { c.BorrowTimeout = time.Hour }, "Config.BorrowTimeout is 1h0m0s"},
-			"no connection": {func(c *pgmoor.Config) { c.MaxConnections = -1 }, "Config.MaxConnections must not be negative"},
+			"no connection": {func(c *pgmoor.Config) { c.MaxConnections = -1 }, "Config.MaxConnections is -1: it must be 0 or more"},
 			"no TLS":        {func(c *pgmoor.Config) { c.RequireTLS = true }, "Config.RequireTLS needs"},
 			"handshakes":    {func(c *pgmoor.Config) { c.MaxHandshakes = 5 }, "Config.MaxHandshakes cannot be changed by Update: it is 1000, not 5"},
 		} {

@@ -30,14 +30,20 @@ type upstream struct {
 	cfg     Upstream
 	secrets SecretSource
 	base    *pgconn.Config // never modified: Copy
+	logins  *logins        // shared with the upstream of an Update that leaves Hosts as they are
+	initial initial        // of pooled connections
+	asksMax bool           // how many connections the server allows
 }
 
-func newUpstream(cfg Upstream, secrets SecretSource) (*upstream, error) {
+func newUpstream(c *Config) (*upstream, error) {
 	base, err := baseConfig()
 	if err != nil {
 		return nil, fmt.Errorf("pgmoor: %w", err)
 	}
-	return &upstream{cfg: cfg, secrets: secrets, base: base}, nil
+	return &upstream{
+		cfg: c.Upstream, secrets: c.Secrets, base: base, logins: newLogins(len(c.Upstream.Hosts), c.maxOpening()),
+		initial: newInitial(c.InitQuery), asksMax: c.MaxConnectionsPercent > 0,
+	}, nil
 }
 
 // neutral overrides everything that pgconn would take from the environment.
@@ -75,20 +81,33 @@ type loggedIn struct {
 	network, address string // where a cancel request goes
 	pid              uint32
 	secret           []byte
-	statuses         []byte // the ParameterStatus messages of the login, in the server's order
+	statuses         []byte   // the ParameterStatus messages of the login, in the server's order
+	set              settings // by Config.InitQuery
+	initial          *initial // which that was; nil: none was run
+	available        int      // connections that the server has for ordinary users; 0: it was not asked
 }
 
-// open logs in to the first host that lets it.
+// open logs in to the first host that lets it, for something else than a pool.
 func (u *upstream) open(ctx context.Context, key *poolKey) (*loggedIn, error) {
+	t, err := u.logins.enter(ctx)
+	if err != nil {
+		return nil, &openError{cause: err}
+	}
+	defer t.leave()
+	return u.openAt(ctx, t, key, nil)
+}
+
+// openAt logs in to the first host, from the ticket's on, that lets it. Before anybody gets the connection, prepare may use it.
+func (u *upstream) openAt(ctx context.Context, t *ticket, key *poolKey, prepare func(context.Context, newConn, *loggedIn) error) (*loggedIn, error) {
 	ctx, cancel := context.WithTimeout(ctx, u.cfg.connectTimeout())
 	defer cancel()
 	secret, err := u.secret(ctx, key.user)
 	if err != nil {
 		return nil, &openError{cause: err}
 	}
-	li, err := u.logIn(ctx, key, secret)
+	li, err := u.logIn(ctx, t, key, secret, prepare)
 	if err != nil {
-		return nil, &openError{cause: err, hint: passwordHint(err, secret)}
+		return nil, &openError{cause: err, hint: orDefault(initHint(err), passwordHint(err, secret))}
 	}
 	return li, nil
 }
@@ -101,16 +120,30 @@ func (u *upstream) secret(ctx context.Context, user string) (Secret, error) {
 	return lookup(ctx, u.secrets, user)
 }
 
-func (u *upstream) logIn(ctx context.Context, key *poolKey, secret Secret) (*loggedIn, error) {
-	cfg, rec, err := u.config(key, secret)
+func (u *upstream) logIn(ctx context.Context, t *ticket, key *poolKey, secret Secret, prepare func(context.Context, newConn, *loggedIn) error) (*loggedIn, error) {
+	cfg, rec, err := u.config(t, key, secret)
 	if err != nil {
 		return nil, err
 	}
 	pc, err := pgconn.ConnectConfig(ctx, cfg)
+	if !errors.Is(ctx.Err(), context.Canceled) {
+		t.verdict(err == nil || !isUnreachable(err))
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := pc.SyncConn(ctx); err != nil {
+	li := new(loggedIn)
+	if l, ok := pc.Conn().(*loginConn); ok {
+		li.statuses = l.statuses()
+		l.heard, l.done = nil, true
+	}
+	if prepare != nil {
+		err = prepare(ctx, newConn{pc}, li)
+	}
+	if err == nil {
+		err = pc.SyncConn(ctx)
+	}
+	if err != nil {
 		_ = pc.Close(ctx)
 		return nil, err
 	}
@@ -120,18 +153,14 @@ func (u *upstream) logIn(ctx context.Context, key *poolKey, secret Secret) (*log
 		return nil, err
 	}
 	conn := h.Conn
-	l, ok := conn.(*loginConn)
-	if ok {
+	if l, ok := conn.(*loginConn); ok {
 		conn = l.Conn
 	}
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
-	li := &loggedIn{conn: conn, network: rec.network, address: rec.address, pid: h.PID, secret: h.SecretKey}
-	if ok {
-		li.statuses = l.statuses()
-	}
+	li.conn, li.network, li.address, li.pid, li.secret = conn, rec.network, rec.address, h.PID, h.SecretKey
 	return li, nil
 }
 
@@ -202,12 +231,16 @@ func passwordHint(err error, secret Secret) string {
 // dialed remembers where the last successful dial went.
 type dialed struct{ network, address string }
 
-func (u *upstream) config(key *poolKey, secret Secret) (*pgconn.Config, *dialed, error) {
+func (u *upstream) config(t *ticket, key *poolKey, secret Secret) (*pgconn.Config, *dialed, error) {
 	cfg := u.base.Copy()
 	cfg.User, cfg.Database = key.user, key.database
 	cfg.Password, _ = secret.password()
 	rec := new(dialed)
+	hosts := make(map[string]int) // by address
 	cfg.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if err := t.move(ctx, hosts[address]); err != nil {
+			return nil, err
+		}
 		c, err := u.cfg.dialer().DialContext(ctx, network, address)
 		if err == nil {
 			*rec = dialed{network, u.cancelAddress(c, address)}
@@ -219,10 +252,17 @@ func (u *upstream) config(key *poolKey, secret Secret) (*pgconn.Config, *dialed,
 		return &loginConn{Conn: c, startup: key.startup()}, nil
 	}
 	cfg.Fallbacks = nil
-	for _, h := range u.cfg.Hosts {
+	for i, h := range u.cfg.Hosts {
+		if i < t.host { // it is down
+			continue
+		}
 		host, port, err := splitHost(h)
 		if err != nil {
 			return nil, nil, err
+		}
+		_, address := pgconn.NetworkAddress(host, port)
+		if _, again := hosts[address]; !again {
+			hosts[address] = i
 		}
 		for _, t := range u.tlsConfigs(host) {
 			cfg.Fallbacks = append(cfg.Fallbacks, &pgconn.FallbackConfig{Host: host, Port: port, TLSConfig: t})
@@ -333,6 +373,7 @@ type loginConn struct {
 	net.Conn
 	startup []byte // nil once sent
 	heard   []byte
+	done    bool // nothing more is kept
 }
 
 // maxLoginBytes bounds the copy of what a server says during a login.
@@ -349,7 +390,7 @@ func (l *loginConn) Write(p []byte) (int, error) {
 
 func (l *loginConn) Read(p []byte) (int, error) {
 	n, err := l.Conn.Read(p)
-	if len(l.heard)+n <= maxLoginBytes {
+	if !l.done && len(l.heard)+n <= maxLoginBytes {
 		l.heard = append(l.heard, p[:n]...)
 	}
 	return n, err
@@ -387,6 +428,9 @@ func (k *poolKey) startup() []byte {
 // credentials or parameters.
 func isPermanent(err error) bool {
 	var pg *pgconn.PgError
+	if init := (*initError)(nil); errors.As(err, &init) {
+		return true
+	}
 	if !errors.As(err, &pg) || len(pg.Code) != 5 {
 		return false
 	}
@@ -395,4 +439,31 @@ func isPermanent(err error) bool {
 		return true
 	}
 	return pg.Code == "55000" // the database does not accept connections
+}
+
+// isUnreachable reports whether a login failed because of the host, not of what it was asked.
+func isUnreachable(err error) bool {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code == codeCannotConnectNow
+	}
+	return true
+}
+
+// newConn is a connection that has just logged in and that nobody has got yet.
+type newConn struct{ pc *pgconn.PgConn }
+
+// run runs statements and returns all their rows. An error of the server's does not point into their text, which no client knows.
+func (c newConn) run(ctx context.Context, statements string) (rows [][][]byte, err error) {
+	all, err := c.pc.Exec(ctx, statements).ReadAll()
+	for _, res := range all {
+		rows = append(rows, res.Rows...)
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		e := *pg
+		e.Position, e.InternalPosition, e.InternalQuery = 0, 0, ""
+		return nil, &e
+	}
+	return rows, err
 }

@@ -144,7 +144,7 @@ func (s *Session) verified(sc *server, o *own) {
 	s.forgetDefaults(m, o.dirty)
 	set, ok := s.checked(m)
 	if ok {
-		s.set, sc.set, s.asksAgain = set, set, false
+		s.set, sc.set, s.asksAgain = s.restored(sc, set, o.dirty), set, false
 	} else {
 		found |= EffectUntrackedSetting
 		for n, t := range o.dirty {
@@ -179,7 +179,11 @@ func (s *Session) forgetDefaults(m map[string]string, dirty map[string]touch) {
 func (s *Session) cleanUp(sc *server) outcome {
 	s.unmoor = false
 	s.holds |= holdFresh
-	return s.askLocked(sc, &own{kind: ownCleanUp}, resetRole, discardAll)
+	queries := []string{resetRole, discardAll}
+	if init := sc.initial; init != nil {
+		queries = append(queries, init.text)
+	}
+	return s.askLocked(sc, &own{kind: ownCleanUp}, queries...)
 }
 
 // What makes a server connection fresh again. DISCARD ALL does not touch a role, and wants to be alone.
@@ -193,7 +197,7 @@ func (sc *server) cleaned(s *Session, o *own) {
 	if o.err != nil {
 		sc.killed.Store(true) // it is not lent again
 	}
-	sc.set, sc.foreign = settings{}, false
+	sc.set, sc.foreign = sc.fresh, false
 	s.deallocated(sc, false)
 	s.dropPrivate()
 	if len(sc.own) == 0 {
