@@ -529,6 +529,7 @@ func (s *Session) dropLocked(sc *server) {
 	sc.gotBy, s.seq.last = s.id, sc.serial
 	s.publish()
 	s.defined, s.defines = 0, false
+	s.holds &^= holdPaused // it waits in the queue from here on
 	s.srv = nil
 	s.backend.Store(0)
 	sc.sess.Store(nil)
