@@ -254,7 +254,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	case msg[0] == wire.ReadyForQuery:
 		return sc.noteReady(s, v, private)
 	case unprimed:
-		s.primed = false
+		s.primed, s.primeless = false, true
 	case msg[0] == wire.CopyInResponse && s.gone && !s.sending:
 		return v, copyGone
 	}
