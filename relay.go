@@ -527,7 +527,7 @@ func (s *Session) dropLocked(sc *server) {
 		}
 	}
 	sc.gotBy, s.seq.last = s.id, sc.serial
-	s.publish()
+	s.publish(true)
 	s.defined, s.defines, s.primeless = 0, false, false
 	s.holds &^= holdPaused // it waits in the queue from here on
 	s.srv = nil
