@@ -330,6 +330,7 @@ func (s *Session) parse(msg []byte, l int, first bool) stop {
 	s.parsedHere = true
 	s.queried = false // it would have dropped the one before
 	s.unnamedID = s.env.statementIDs.Add(1)
+	s.primeless = false
 	s.stmt = act{}
 	if l > len(msg) {
 		s.cand |= EffectUnnamedStatement
@@ -436,14 +437,15 @@ func (s *Session) prime(msg []byte, unnamed, first bool) stop {
 		return stopNot
 	}
 	makes := s.turn.Unnamed() == turn.UnnamedLast && !s.queried && (typ != wire.Parse || !unnamed)
+	again := makes && s.primeless && !s.beginsBatch()
 	switch {
-	case makes && !s.beginsBatch() && !usesUnnamed(msg): // it could not be made before; to fail again would undo what the client has done since
+	case again && !usesUnnamed(msg): // it could not be made before: to fail again would undo what the client has done since
 		return stopNot
 	case !first:
 		return stopPrime
 	}
-	s.primed = true
-	s.front() // scratch: the next Parse may overwrite s.unnamed before this is written
+	s.primed = !again // else the server may be ignoring it
+	s.front()         // scratch: the next Parse may overwrite s.unnamed before this is written
 	at := len(s.prefix)
 	s.prefix = append(s.prefix, closeUnnamed...)
 	s.turn.InjectClose()

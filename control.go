@@ -85,12 +85,19 @@ func (g *gate) close(now time.Time) bool {
 	return true
 }
 
-// open opens the gate, and returns since when it was shut, if it was.
-func (g *gate) open(now time.Time) (since time.Time, was bool) {
+// shutSince returns since when the gate is shut, if it is.
+func (g *gate) shutSince() (since time.Time, shut bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.since, g.shut.Load()
+}
+
+// open opens the gate, and reports whether it was shut.
+func (g *gate) open(now time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.until = now
-	return g.since, g.shut.Swap(false)
+	return g.shut.Swap(false)
 }
 
 // heldUp reports whether the gate was shut at any time since start.
@@ -182,17 +189,23 @@ func (p *Proxy) Pause(ctx context.Context) error {
 
 // Resume ends a [Proxy.Pause]: requests that waited are sent, in the order in which they came. It does nothing where there is no pause.
 func (p *Proxy) Resume() {
-	since, was := p.env.gate.open(p.env.now())
-	if !was {
+	since, shut := p.env.gate.shutSince()
+	if !shut {
+		return
+	}
+	for _, pl := range p.allPools() { // before any wait can time out again
+		pl.excuse(since)
+	}
+	if !p.env.gate.open(p.env.now()) { // somebody else does the rest
 		return
 	}
 	p.env.log.Info("pgmoor: resumed")
 	p.env.gate.stir() // for a Pause that is not done yet
+	for _, pl := range p.allPools() {
+		pl.resumed()
+	}
 	for _, s := range p.env.all() {
 		s.resumed()
-	}
-	for _, pl := range p.allPools() {
-		pl.resumed(since)
 	}
 }
 
@@ -261,14 +274,18 @@ func (s *Session) resumed() {
 	}
 }
 
-// resumed lends what is idle to those who wait. The pause, which began at since, is no part of their waits.
-func (p *pool) resumed(since time.Time) {
+// excuse makes the pause, which began at since, no part of anybody's wait.
+func (p *pool) excuse(since time.Time) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	now := p.env.now()
 	for s := p.first; s != nil; s = s.next {
 		s.queuedAt = now.Add(-max(0, since.Sub(s.queuedAt)))
 	}
-	p.mu.Unlock()
+}
+
+// resumed lends what is idle to those who wait.
+func (p *pool) resumed() {
 	for sc := p.wanted(); sc != nil; sc = p.wanted() {
 		if sc.stale() {
 			sc.kill()

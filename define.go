@@ -30,9 +30,10 @@ func (s *Session) define(others bool) {
 	s.defines = s.defines || others
 }
 
-// publish makes what the session may have defined count for all: what is prepared from now on is another statement than before.
-func (s *Session) publish() {
-	if s.defines {
+// publish makes what the session may have defined count for all, if it may be committed: what is prepared from now on is another statement
+// than before.
+func (s *Session) publish(committed bool) {
+	if s.defines && committed {
 		s.pool.meanings.Add(1)
 	}
 }

@@ -49,6 +49,5 @@
 //
 // [Proxy.DialContext] has the signature of pgconn.DialFunc: a pgx pool in the same process reaches the pooler without a
 // port, over a buffered in-memory connection, and without a password. Its configuration needs DialFunc, a LookupFunc that
-// returns the host, sslmode=disable, and DefaultQueryExecMode pgx.QueryExecModeExec; and somebody has to run
-// [Proxy.Serve], or its first query hangs.
+// returns the host, and sslmode=disable; and somebody has to run [Proxy.Serve], or its first query hangs.
 package pgmoor

@@ -10,7 +10,6 @@ import (
 	"os/signal"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgmoor/pgmoor"
@@ -78,7 +77,6 @@ func ExampleProxy_DialContext() {
 	}
 	cfg.ConnConfig.DialFunc = p.DialContext
 	cfg.ConnConfig.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
-	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec // named statements pin
 	pool, err := pgxpool.NewWithConfig(context.Background(), cfg)
 	if err != nil {
 		log.Fatal(err)

@@ -91,7 +91,9 @@ const strictTextSize = 16 << 10
 // PinningPolicy decides what becomes of the effects of statements: whether they are carried from one server connection to
 // the next (or, where that is impossible, kept by pinning the session to its connection), shared with other
 // clients, or refused. [DefaultPinning] and [StrictPinning] are two; others wrap one of them. It is asked about every statement that has an effect, before the server sees it. It is called
-// from the goroutines that relay: it must not wait, and it must not call the session's methods other than Client.
+// from the goroutines that relay: it must not wait, and it must not call the session's methods other than Client. It
+// should decide, and not count: about a statement that waits for something (a LISTEN) it may be asked twice, and about one that is prepared by the protocol
+// when it is prepared, not each time that it is executed.
 type PinningPolicy interface {
 	Decide(s *Session, st *Statement) Decision
 }

@@ -87,10 +87,9 @@ func (s *Session) bySQL(in *sqlscan.Info, runs, first bool) stop {
 		return stopPrime
 	}
 	was := len(s.prefix)
-	for _, r := range in.Refs {
-		s.refer(in, r, runs)
-	}
-	if s.looks(in) {
+	s.referAll(in, runs, 0)
+	if in.Effects&sqlscan.PrepView != 0 {
+		s.evictOthers()
 		s.expose()
 	}
 	if len(s.prefix) > was && !s.turn.Open() {
@@ -111,15 +110,35 @@ func (s *Session) waitsForSQL(in *sqlscan.Info) stop {
 	case !isBySQL(in):
 	case s.mustWait():
 		return s.hold(holdBatch)
-	case s.turn.Ready() > 0, len(s.ops) > 0 && s.looks(in), in.Effects&sqlscan.Prepare != 0 && s.readsBack():
+	case s.turn.Ready() > 0, len(s.ops) > 0 && s.mayReach(in), in.Effects&sqlscan.Prepare != 0 && s.readsBack():
 		return s.hold(holdAll)
 	}
 	return stopNot
 }
 
-// looks reports whether a text may look at any of the session's statements: it reads the view, or executes one that is about statements in
-// its turn, which only the protocol can prepare.
-func (s *Session) looks(in *sqlscan.Info) bool {
+// maxNested bounds how deep statements that execute others are followed.
+const maxNested = 4
+
+// referAll makes the statements that a text names what they are to the session, and those that these name in their turn: what the protocol
+// prepares may be an EXECUTE or DEALLOCATE.
+func (s *Session) referAll(in *sqlscan.Info, runs bool, depth int) {
+	if depth > maxNested || in.Effects&sqlscan.PrepView != 0 && depth > 0 {
+		s.evictOthers()
+		return
+	}
+	for _, r := range in.Refs {
+		s.refer(in, r, runs)
+		if r.Kind != sqlscan.RefExecute {
+			continue
+		}
+		if _, a, known := s.findStatement([]byte(r.Name)); known && isBySQL(a.info) {
+			s.referAll(a.info, false, depth+1)
+		}
+	}
+}
+
+// mayReach reports whether a text may reach more of the session's statements than it names.
+func (s *Session) mayReach(in *sqlscan.Info) bool {
 	if in.Effects&sqlscan.PrepView != 0 {
 		return true
 	}
@@ -195,8 +214,8 @@ func (s *Session) makesNow(name string) bool {
 	return false
 }
 
-// expose leaves the session's own statements on the server connection, under their own names, and no others.
-func (s *Session) expose() {
+// evictOthers leaves no statements on the server connection but the session's own, under their own names.
+func (s *Session) evictOthers() {
 	sc := s.srv
 	sc.prepared.All(func(p *stmts.Prepared) bool {
 		st, _, known := s.findStatement([]byte(p.Name))
@@ -209,6 +228,11 @@ func (s *Session) expose() {
 		s.evict(p)
 		return true
 	})
+}
+
+// expose prepares all the session's own statements on the server connection, under their own names.
+func (s *Session) expose() {
+	sc := s.srv
 	if s.turn.Status() == 'E' { // nothing can be prepared
 		return
 	}

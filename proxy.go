@@ -283,10 +283,9 @@ func (p *Proxy) isClosing() bool {
 // DialContext connects a client in the same process: it is a pgconn.DialFunc, whose network and address do not matter. The
 // client is not asked for a password and is who its startup packet says.
 //
-// A pgx configuration needs four things for it: DialFunc, this method; LookupFunc, a function that returns the host as it
-// is, since nothing is to be looked up; sslmode=disable, since there is nothing to encrypt; and DefaultQueryExecMode
-// pgx.QueryExecModeExec, since pgx names its prepared statements by default and a client with named statements is pinned.
-// The example shows all of them.
+// A pgx configuration needs three things for it: DialFunc, this method; LookupFunc, a function that returns the host as it
+// is, since nothing is to be looked up; and sslmode=disable, since there is nothing to encrypt. The example shows all of
+// them. The statements that pgx prepares by default are carried.
 //
 // [Proxy.Serve], or a loop around [Proxy.Accept], must be running. Where it is not, connecting succeeds and the first query
 // hangs until its context ends.

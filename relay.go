@@ -527,8 +527,9 @@ func (s *Session) dropLocked(sc *server) {
 		}
 	}
 	sc.gotBy, s.seq.last = s.id, sc.serial
-	s.publish()
-	s.defined, s.defines = 0, false
+	s.publish(true)
+	s.defined, s.defines, s.primeless = 0, false, false
+	s.holds &^= holdPaused // it waits in the queue from here on
 	s.srv = nil
 	s.backend.Store(0)
 	sc.sess.Store(nil)

@@ -197,9 +197,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 			return turn.Swallow, lost
 		}
 	case wire.CommandComplete:
-		if s.defines && s.ends > 0 { // a text may commit long before it is over
-			s.publish()
-		}
+		s.publish(s.ends > 0) // a text may commit long before it is over
 		if (arg == 'D' || arg == 'P') && !private && !s.turn.Ours() {
 			s.completedSQL(sc, bytes.TrimSuffix(msg[wire.HeaderLen:], []byte{0}))
 		}
@@ -254,7 +252,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	case msg[0] == wire.ReadyForQuery:
 		return sc.noteReady(s, v, private)
 	case unprimed:
-		s.primed = false
+		s.primed, s.primeless = false, true
 	case msg[0] == wire.CopyInResponse && s.gone && !s.sending:
 		return v, copyGone
 	}
@@ -290,9 +288,7 @@ func (sc *server) noteReady(s *Session, v turn.Verdict, private bool) (turn.Verd
 	if s.holds&holdsAnswers != 0 {
 		s.goOnIfKnown()
 	}
-	if s.defines && (s.turn.Status() == 'I' || s.ends > 0) {
-		s.publish()
-	}
+	s.publish(s.turn.Status() == 'I' || s.ends > 0)
 	switch {
 	case s.withhold(private):
 		return turn.Swallow, tells

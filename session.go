@@ -89,6 +89,7 @@ type Session struct {
 	body       int      // bytes of a large message still to come from the client
 	big        *bigText // of a large Query or Parse, until its text is complete
 	primed     bool     // srv's unnamed statement is ours, or we have none
+	primeless  bool     // it could not be made on srv
 	queried    bool     // a simple Query was sent since the session holds srv
 	prefix     []byte   // to be sent in front of the next message; in scratch where that is large enough
 	scratch    []byte   // goes with sending

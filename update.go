@@ -68,8 +68,8 @@ func (l *live) authenticator() Authenticator {
 // Update puts cfg in the place of the Proxy's configuration, without losing a session. It is as a whole what [New] would be given: take the
 // one that New was given, change it, and hand it over. What it points to must not be changed afterwards.
 //
-// Where cfg makes no sense, or changes a field that cannot be changed ([Config].MaxHandshakes, Budget, Peers), Update returns an error that names the
-// field, and changes nothing. After [Proxy.Close] it returns [ErrProxyClosed].
+// Where cfg makes no sense, changes [Config].MaxHandshakes, or has a Budget or Peers where there was none, or none where there was one, Update returns
+// an error that names the field, and changes nothing. Another Budget or other Peers than those of New are no error and do nothing: those of New stay. After [Proxy.Close] it returns [ErrProxyClosed].
 //
 // Limits and timeouts count at once, also for clients that wait. With a smaller MaxConnections, idle server connections beyond it are
 // closed at once and others when they come back; with a greater one, clients that wait get more. TLS, RequireTLS, Authenticator,

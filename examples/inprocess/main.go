@@ -12,8 +12,8 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"syscall"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgmoor/pgmoor"
@@ -23,7 +23,8 @@ import (
 func main() {
 	upstream := flag.String("upstream", "", "use the database that the `DSN` names, or PGMOOR_UPSTREAM; without them, a throw-away server is started")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	// Whatever ends the program has to leave it time to stop the throw-away server.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	if err := run(ctx, cmp.Or(*upstream, os.Getenv("PGMOOR_UPSTREAM"))); err != nil {
 		fmt.Fprintln(os.Stderr, "inprocess:", err)
@@ -65,8 +66,6 @@ func open(ctx context.Context, p *pgmoor.Proxy, user, database string) (*pgxpool
 	cfg.ConnConfig.User, cfg.ConnConfig.Database = user, database
 	cfg.ConnConfig.DialFunc = p.DialContext
 	cfg.ConnConfig.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
-	// pgx names its prepared statements by default, and a client with named statements is pinned.
-	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	return pgxpool.NewWithConfig(ctx, cfg)
 }
 

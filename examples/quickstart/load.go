@@ -38,8 +38,6 @@ func newLoad(o *options, db *demodb.DB, addr net.Addr) (*load, error) {
 	a := addr.(*net.TCPAddr)
 	c.Host, c.Port = a.IP.String(), uint16(a.Port)
 	c.User, c.Password, c.Database, c.Fallbacks = db.User, db.Password, db.Database, nil
-	// pgx names its prepared statements by default, and a client with named statements is pinned.
-	c.DefaultQueryExecMode = pgx.QueryExecModeExec
 	return &load{
 		config: c, clients: o.clients, time: o.duration, over: make(chan struct{}),
 		pinning: min(3, o.clients/10, o.connections/3),

@@ -225,11 +225,11 @@ func (o *options) flags() *flag.FlagSet {
 		"them; with -verify listed")
 	f.Var((*duration)(&c.UnpinInterval), "unpin-interval", "ask after `DURATION` whether a pinned client still needs its server connection; 0: only when others wait\n"+
 		"for one, or behind a statement that may have ended the reason")
-	f.Var((*duration)(&o.drainGrace), "drain-grace", "after the first signal accept nobody any more, and leave clients alone for `DURATION`, or until all have gone; 0:\n"+
+	f.Var((*duration)(&o.drainGrace), "drain-grace", "after the first SIGTERM or SIGINT accept nobody any more, and leave clients alone for `DURATION`, or until all have gone; 0:\n"+
 		"not at all")
 	f.Var((*duration)(&o.drainTimeout), "drain-timeout", "then end each client when it is in no transaction, and let transactions take `DURATION` to finish")
 	f.StringVar(&o.metrics, "metrics", "", "serve figures over HTTP on `HOST:PORT`: /stats (JSON; OldestWait in nanoseconds), /healthz, and /readyz, which is\n"+
-		"an error from the first signal on")
+		"an error from the first SIGTERM or SIGINT on")
 	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "log `LEVEL` and above: error (no server lets the proxy in, a listener is gone), warn (also clients that are\n"+
 		"pinned, and a server that cannot be reached at the start), info (also pins that end, and clients that are refused),\n"+
 		"debug (also clients that hang up)")

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/pgmoor/pgmoor"
@@ -93,7 +94,8 @@ func main() {
 	listen := flag.String("listen", "127.0.0.1:6432", "listen on `HOST:PORT`")
 	limit := flag.Int("limit", 20, "accept `N` connections a second from one address")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	// Whatever ends the program has to leave it time to stop the throw-away server.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	if err := run(ctx, cmp.Or(*upstream, os.Getenv("PGMOOR_UPSTREAM")), *listen, *limit); err != nil {
 		fmt.Fprintln(os.Stderr, "wraplistener:", err)

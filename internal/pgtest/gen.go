@@ -277,6 +277,9 @@ func (g *generator) shape() {
 		}
 		if g.chance(30) {
 			g.emit("Sync")
+			if name == "" {
+				g.emit("Close S %q", name)
+			}
 			return
 		}
 	}
