@@ -284,10 +284,7 @@ func (c *Config) validateShares() error {
 	if most := orDefault(c.MaxConnectionsPercent, 100); c.MaxIdleConnectionsPercent > most {
 		return fmt.Errorf("pgmoor: Config.MaxIdleConnectionsPercent is %d: it must not be more than MaxConnectionsPercent, %d", c.MaxIdleConnectionsPercent, most)
 	}
-	switch {
-	case len(c.InitQuery) > MaxInitQuery:
-		return fmt.Errorf("pgmoor: Config.InitQuery is %d bytes long: it must be at most %d", len(c.InitQuery), MaxInitQuery)
-	case !isASCII(c.InitQuery) || strings.Contains(c.InitQuery, "\x00"):
+	if !isASCII(c.InitQuery) || strings.Contains(c.InitQuery, "\x00") {
 		return errors.New("pgmoor: Config.InitQuery must be in ASCII, since clients choose the encoding that it is read in: write other characters as escapes, U&'\\00E9' or E'\\u00E9'")
 	}
 	return nil

@@ -20,6 +20,7 @@ type parameter struct {
 	only         int64                       // the only negative value; 0: any
 	zero         string                      // what zero means, where that is more than def says
 	edge         string                      // what happens beyond
+	unit         string                      // of a number that is none of things
 }
 
 const (
@@ -102,6 +103,10 @@ var parameters = []parameter{
 		def: int64(DefaultHandshakeTimeout), edge: "57014",
 	},
 	{
+		name: "InitQuery", rds: "InitQuery", bouncer: "connect_query", count: func(c *Config) int { return len(c.InitQuery) },
+		most: MaxInitQuery, unit: " bytes", zero: "nothing is run", edge: "where it fails, the server connection is closed, and clients that wait for the first get its error",
+	},
+	{
 		name: "MaxStatements", bouncer: "max_prepared_statements", count: func(c *Config) int { return c.MaxStatements },
 		def: DefaultMaxStatements, edge: "the statement unused for longest is closed",
 	},
@@ -138,7 +143,7 @@ func (p *parameter) show(v int64) string {
 	if p.span != nil {
 		return time.Duration(v).String()
 	}
-	return strconv.FormatInt(v, 10)
+	return strconv.FormatInt(v, 10) + p.unit
 }
 
 // bounds says which values are allowed.

@@ -32,7 +32,7 @@ func TestConfigurationsThatMakeNoSenseAreRefused(t *testing.T) {
 		"Config.HandshakeTimeout is -1s: it must be 0s or more":                                          {HandshakeTimeout: -time.Second},
 		"Config.Upstream.ConnectTimeout is -1s":                                                          {Upstream: pgmoor.Upstream{ConnectTimeout: -time.Second}},
 		"Config.InitQuery must be in ASCII":                                                              {InitQuery: "SET a.b = 'é'"},
-		"Config.InitQuery is 16385 bytes long: it must be at most 16384":                                 {InitQuery: strings.Repeat(" ", 16385)},
+		"Config.InitQuery is 16385 bytes: it must be at most 16384 bytes":                                {InitQuery: strings.Repeat(" ", 16385)},
 	} {
 		t.Run(want, func(t *testing.T) {
 			cfg.Upstream.Hosts = []string{"db"}

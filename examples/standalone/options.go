@@ -38,6 +38,8 @@ type options struct {
 	drainTimeout time.Duration
 	reusePort    bool
 	balancers    networks
+	share        share
+	surge        int
 	inherited    []string // names of the sockets that were passed to the process
 
 	servers *dsn.DSN // upstream, taken apart
@@ -180,14 +182,14 @@ func parseOptions(args []string, stdout io.Writer) (*options, error) {
 	if f.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
-	return o, o.resolve()
+	given := make(map[string]bool)
+	f.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	return o, o.resolve(given)
 }
 
 func (o *options) flags() *flag.FlagSet {
 	f := flag.NewFlagSet("standalone", flag.ContinueOnError)
 	c := &o.config
-	c.BorrowTimeout, c.IdleTimeout, c.HandshakeTimeout = pgmoor.DefaultBorrowTimeout, pgmoor.DefaultIdleTimeout, pgmoor.DefaultHandshakeTimeout
-	c.UnpinInterval = pgmoor.DefaultUnpinInterval
 	o.drainGrace, o.drainTimeout, o.socketMode = time.Second, 30*time.Second, 0o777
 	f.Var(&o.listen, "listen", "accept clients on `ADDRESS`: HOST:PORT, or the path of a Unix socket; may be repeated (default 127.0.0.1:6432,\n"+
 		"or none where systemd has passed sockets)")
@@ -204,27 +206,18 @@ func (o *options) flags() *flag.FlagSet {
 		"or an MD5 hash in it lets the client in; where the server asks for a password too, it has to be there in clear")
 	f.StringVar(&o.auth, "auth", "scram-sha-256", "how clients log in: `METHOD` scram-sha-256, md5, or trust. trust takes any user at his word, on\n"+
 		"loopback addresses and Unix sockets only; on the servers he needs a password of the users file, or none")
-	f.IntVar(&c.MaxConnections, "max-connections", pgmoor.DefaultMaxConnections, "open at most `N` server connections, over all databases and users")
-	f.IntVar(&c.MaxOpening, "max-opening", pgmoor.DefaultMaxOpening, "log in to the servers at most `N` times at once, for each database and user")
-	f.IntVar(&c.MaxStatements, "max-statements", pgmoor.DefaultMaxStatements, "keep at most `N` prepared statements on a server connection, for all clients together; beyond it the one\n"+
-		"that was not used for the longest time is closed, and prepared again where a client uses it")
+	o.limitFlags(f)
 	f.BoolVar(&c.RoundRobin, "round-robin", false, "lend server connections in turn, the one that has been idle longest first, as PgBouncer's server_round_robin;\n"+
 		"without it, the one that was used last")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "`FILE` with the certificate for clients that ask for encryption, in PEM form, with -tls-key; read again\nat SIGHUP")
 	f.StringVar(&o.tlsKey, "tls-key", "", "`FILE` with the key of -tls-cert")
 	f.BoolVar(&c.RequireTLS, "require-tls", false, "refuse clients that do not ask for encryption, except on Unix sockets")
-	f.Var((*duration)(&c.BorrowTimeout), "borrow-timeout", "let a request wait for a server connection for `DURATION`, and a login for the first one; 0: not at all")
-	f.Var((*duration)(&c.IdleTimeout), "idle-timeout", "close a server connection that was idle for `DURATION`; 0: never")
-	f.Var((*duration)(&c.HandshakeTimeout), "handshake-timeout", "give a client `DURATION` for TLS and its password. While no server can be reached, a login takes\n"+
-		"longer: up to -borrow-timeout, or the DSN's connect_timeout where that is 0")
 	f.StringVar(&o.pinning, "pinning", "default", "which session state is carried and which makes a client keep its server connection: `POLICY`\n"+
 		"default (settings are carried, pins end), or strict (as RDS Proxy: a client is pinned for anything,\nuntil it disconnects)")
 	f.Var((*verifyMode)(&c.Verify), "verify", "when a server is asked what a client has left behind: `MODE` pinned (when a pin may have ended), never,\n"+
 		"listed (also after transactions that call one of -verify-functions), or always (after every transaction)")
 	f.Var((*names)(&c.VerifyFunctions), "verify-functions", "`NAMES` of functions that change settings, make temporary objects or take locks, with commas between\n"+
 		"them; with -verify listed")
-	f.Var((*duration)(&c.UnpinInterval), "unpin-interval", "ask after `DURATION` whether a pinned client still needs its server connection; 0: only when others wait\n"+
-		"for one, or behind a statement that may have ended the reason")
 	f.Var((*duration)(&o.drainGrace), "drain-grace", "after the first SIGTERM or SIGINT accept nobody any more, and leave clients alone for `DURATION`, or until all have gone; 0:\n"+
 		"not at all")
 	f.Var((*duration)(&o.drainTimeout), "drain-timeout", "then end each client when it is in no transaction, and let transactions take `DURATION` to finish")
@@ -237,28 +230,16 @@ func (o *options) flags() *flag.FlagSet {
 	return f
 }
 
-// resolve checks the flags against each other and makes the Config.
-func (o *options) resolve() error {
+// resolve checks the flags against each other and makes the Config. given are the flags that were.
+func (o *options) resolve(given map[string]bool) error {
 	if err := o.resolveListeners(); err != nil {
 		return err
 	}
-	if o.drainTimeout <= 0 || o.config.HandshakeTimeout <= 0 {
-		return errors.New("-drain-timeout and -handshake-timeout must be positive")
+	if o.drainTimeout <= 0 {
+		return errors.New("-drain-timeout must be positive")
 	}
-	if o.config.MaxConnections <= 0 || o.config.MaxOpening <= 0 || o.config.MaxStatements <= 0 {
-		return errors.New("-max-connections, -max-opening and -max-statements must be positive")
-	}
-	if o.config.BorrowTimeout < 0 || o.config.BorrowTimeout > pgmoor.MaxBorrowTimeout {
-		return fmt.Errorf("-borrow-timeout must be between 0 and %v", pgmoor.MaxBorrowTimeout)
-	}
-	if o.config.BorrowTimeout == 0 {
-		o.config.BorrowTimeout = pgmoor.NoWait
-	}
-	if o.config.IdleTimeout < 0 {
-		return errors.New("-idle-timeout must not be negative; 0 means never")
-	}
-	if o.config.IdleTimeout == 0 {
-		o.config.IdleTimeout = -1
+	if err := o.resolveLimits(given); err != nil {
+		return err
 	}
 	if err := o.resolvePinning(); err != nil {
 		return err
@@ -273,7 +254,7 @@ func (o *options) resolve() error {
 	}
 	// New only checks its Config; it opens nothing.
 	_, err := pgmoor.New(nil, o.config)
-	return err
+	return inFlags(err)
 }
 
 // resolveListeners decides where clients come from.
@@ -312,10 +293,6 @@ func (o *options) resolvePinning() error {
 		return errors.New("-verify listed needs -verify-functions")
 	case !listed && n > 0:
 		return errors.New("-verify-functions needs -verify listed")
-	case o.config.UnpinInterval < 0:
-		return errors.New("-unpin-interval must not be negative; 0 means that no time makes a server asked")
-	case o.config.UnpinInterval == 0:
-		o.config.UnpinInterval = -1
 	}
 	return nil
 }

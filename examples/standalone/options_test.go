@@ -41,6 +41,7 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 	require.Equal(t, pgmoor.VerifyListed, c.Verify)
 	require.Equal(t, []string{"enter_tenant", "app.lock_job"}, c.VerifyFunctions)
 	require.Negative(t, c.UnpinInterval)
+	require.Nil(t, c.Budget)
 	require.EqualValues(t, 0o770, o.socketMode)
 	require.Equal(t, 5*time.Second, c.HandshakeTimeout)
 	require.Contains(t, o.secrets, "app")
@@ -143,6 +144,18 @@ func TestMistakesInFlagsAreNamed(t *testing.T) {
 		"negative grace":       {[]string{up, "-drain-grace", "-1s"}, "-drain-grace"},
 		"unknown parameter":    {[]string{up + "?search_path=x"}, `"search_path" is not understood: leave it out`},
 		"trust, what else":     {[]string{up, "-auth", "trust", "-listen", ":6432"}, "-users"},
+		"clients' time":        {[]string{up, "-idle-client-timeout", "10s"}, "-idle-client-timeout is 10s: it must be between 1m0s and 8h0m0s, or 0: never"},
+		"negative age":         {[]string{up, "-max-client-lifetime", "-1s"}, "-max-client-lifetime must not be negative; 0 means never"},
+		"more than all":        {[]string{up, "-max-connections-percent", "101"}, "-max-connections-percent is 101: it must be between 1 and 100"},
+		"more idle than all":   {[]string{up, "-max-connections-percent", "40", "-max-idle-connections-percent", "50"}, "-max-idle-connections-percent is 50: it must not be more than -max-connections-percent, 40"},
+		"no percentage":        {[]string{up, "-max-idle-connections-percent", "-1"}, "not a percentage"},
+		"negative waiters":     {[]string{up, "-max-waiting", "-1"}, "-max-waiting is -1"},
+		"init query":           {[]string{up, "-init-query", "SET x.y TO 'é'"}, "-init-query must be in ASCII"},
+		"no instances":         {[]string{up, "-instances", "0"}, "at least one"},
+		"no name":              {[]string{up, "-instances", "a b"}, "neither a number nor a DNS name"},
+		"instances of what":    {[]string{up, "-instances", "2", "-max-connections-percent", "50"}, "-instances needs -max-connections"},
+		"too many instances":   {[]string{up, "-instances", "20", "-surge", "1"}, "-max-connections is 20, which 21 instances cannot share"},
+		"surge alone":          {[]string{up, "-surge", "1"}, "-surge needs -instances"},
 		"unknown level":        {[]string{up, "-log-level", "loud"}, "-log-level"},
 		"negative idle number": {[]string{up, "-max-opening", "-1"}, "-max-opening"},
 	} {

@@ -20,6 +20,9 @@ import (
 // transaction.
 func serve(ctx context.Context, o *options, stderr io.Writer) error {
 	o.config.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: o.logLevel}))
+	if b, ok := o.config.Budget.(*pgmoor.StaticShare); ok {
+		b.Logger = o.config.Logger
+	}
 	p, err := pgmoor.New(nil, o.config)
 	if err != nil {
 		return err
@@ -38,8 +41,8 @@ func serve(ctx context.Context, o *options, stderr io.Writer) error {
 	defer m.stop()
 	served := make(chan error, 1)
 	go serveClients(p, served)
-	fmt.Fprintf(stderr, "pgmoor: ready on %s, upstream %s, at most %d server connections\n",
-		strings.Join(sockets.where, " and "), strings.Join(o.config.Upstream.Hosts, ","), o.config.MaxConnections)
+	fmt.Fprintf(stderr, "pgmoor: ready on %s, upstream %s, at most %s\n",
+		strings.Join(sockets.where, " and "), strings.Join(o.config.Upstream.Hosts, ","), o.allowance())
 	if err := notify("READY=1"); err != nil {
 		o.config.Logger.Warn("pgmoor: systemd is not told that the daemon is ready", "err", err)
 	}
