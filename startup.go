@@ -57,9 +57,9 @@ type Client struct {
 	replicate string // value of the replication parameter
 	unknown   []string
 	leaveSlot func() // ends what counts as the handshake
-	admitted  bool   // it counts as a client; owned as conn is
 
 	authenticating atomic.Bool // an Authenticator has it
+	admitted       atomic.Bool // it counts as a client
 }
 
 // User returns the user name of the startup packet.
