@@ -1,0 +1,5 @@
+//go:build race
+
+package pgmoor_test
+
+const raceEnabled = true
