@@ -288,6 +288,9 @@ func (g *generator) shape() {
 		if g.chance(60) {
 			g.emit("Describe P %q", g.usable(portal))
 		}
+		if name != "" {
+			sql = g.named[name] // which may be an older one
+		}
 		g.emit("Execute %q %d", g.usable(portal), rows(sql, pick(g, []int{0, 0, 0, 1})))
 	}
 	switch {
