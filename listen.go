@@ -226,6 +226,18 @@ func (s *Session) attune(in *sqlscan.Info, first bool) stop {
 	return stopNot
 }
 
+// attuneAll is attune for a text and for what it executes by name: as with the text itself, only the server knows whether that was
+// reached, where something in front of it fails.
+func (s *Session) attuneAll(in *sqlscan.Info, first bool, depth int) stop {
+	why := s.attune(in, first)
+	for _, a := range s.executed(in) {
+		if why == stopNot && depth < maxNested {
+			why = s.attuneAll(a.info, first, depth+1)
+		}
+	}
+	return why
+}
+
 // attunable reports whether the server connection does not listen to all that the session does, and can be made to.
 func (s *Session) attunable() bool {
 	return len(s.ears.names) > 0 && !s.ears.whole && !s.deafened() && !s.turn.Lost() &&
@@ -431,10 +443,10 @@ func (s *Session) harken(msg, name []byte, l int, first bool) stop {
 	case wire.Parse:
 		if _, text, ok := wire.CString(msg[wire.HeaderLen:]); ok && l == len(msg) {
 			text, _, _ = wire.CString(text)
-			return s.attune(s.env.config().texts.Inspect(text, s.strings), first)
+			return s.attuneAll(s.env.config().texts.Inspect(text, s.strings), first, 0)
 		}
 	case wire.Bind:
-		return s.attune(s.bound(msg, name), first)
+		return s.attuneAll(s.bound(msg, name), first, 0)
 	case wire.Execute:
 		commits := s.portalRisk
 		for _, a := range s.portals {
@@ -442,7 +454,7 @@ func (s *Session) harken(msg, name []byte, l int, first bool) stop {
 		}
 		return s.hark(nil, commits)
 	case wire.Sync, wire.FunctionCall:
-		return s.hark(nil, s.turn.Status() == 'I')
+		return s.hark(nil, s.turn.Status() == 'I' || s.ends > 0) // the block may have ended in this batch
 	case wire.Query:
 		if l > len(msg) {
 			return s.hark(nil, true)
