@@ -6,6 +6,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgmoor/pgmoor/internal/pgtest"
 )
 
 // TestWhatIsPreparedInFrontOfARequestFailsIt has the proxy prepare, where a session goes on, a statement that waits for a lock for too long.
@@ -98,4 +100,23 @@ func TestACancelRequestThatHitsWhatIsPreparedInFront(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestWhatCouldNotBePreparedIsForgottenWithItsServer has a server connection end between the failure of what the proxy prepares in front of a
+// request and the answer to that. The next request, on another one, fails for a reason of its own.
+func TestWhatCouldNotBePreparedIsForgottenWithItsServer(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, direct := opened(t, version)
+		cluster := pgtest.Shared(t, version)
+		c := over(t, p)
+		c.ok("PREPARE a AS SELECT t FROM carried")
+		direct.ok("DROP TABLE carried")
+		c.ask("SELECT pg_sleep(1000); EXECUTE a -- AS forgotten")
+		asleep(t, cluster, "forgotten")
+		cluster.Exec(t, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%AS forgotten'")
+		require.Equal(t, "08007", c.reply().code())
+		require.Equal(t, "26000", c.query("EXECUTE nothing").code())
+		require.Equal(t, "42P01", c.query("EXECUTE a").code())
+		pinnedBy(t, p)
+	})
 }
