@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"unicode/utf8"
 
 	"github.com/pgmoor/pgmoor/internal/sqlscan"
 	"github.com/pgmoor/pgmoor/internal/stmts"
@@ -88,9 +89,23 @@ func (s *Session) carries(a act) bool {
 		return false
 	case a.deed != nil && a.deed.pins&EffectListen != 0 || s.deafened() || s.namedListens || s.pins&EffectReplication != 0 || s.otherEncoding():
 		return false
+	case slices.ContainsFunc(a.info.Channels, s.mayBeRefused):
+		return false
 	}
 	return s.listenCost(a) <= maxChannels
 }
+
+// mayBeRefused reports whether the server may refuse a channel because its name is not one in both encodings. The listener, which all
+// depend on, must not be asked for it.
+func (s *Session) mayBeRefused(c sqlscan.ChannelRef) bool {
+	if !isWide([]byte(c.Name)) {
+		return false
+	}
+	return s.srv == nil || s.expected(s.srv, settingEncoding) != utf8Name || s.srv.base["server_encoding"] != utf8Name || !utf8.ValidString(c.Name)
+}
+
+// utf8Name is what the server calls UTF-8.
+const utf8Name = "UTF8"
 
 // otherEncoding reports whether the client's encoding is another one than that of the pool's listener.
 func (s *Session) otherEncoding() bool {
