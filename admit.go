@@ -281,7 +281,7 @@ func (s *Session) beforeQuery(a act, big, first bool) stop {
 	if why := s.bySQL(a.info, true, first); why != stopNot || s.ears == nil {
 		return why
 	}
-	return s.attune(a.info, first)
+	return s.attuneAll(a.info, first, 0)
 }
 
 // record enters a message that is sent in the books of what is owed. It reports false when that would be too much.

@@ -1,11 +1,14 @@
 package pgmoor
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"io"
 	"net"
 	"time"
+
+	"github.com/pgmoor/pgmoor/internal/wire"
 )
 
 // cancelLimit bounds one cancel request to a server.
@@ -31,6 +34,7 @@ func (s *Session) cancel() {
 		return
 	}
 	if sc != nil && s.turn.Owed() {
+		s.cancelled = s.turn.Ours()
 		s.pool.holdForCancel(sc)
 		s.mu.Unlock()
 		s.env.cancelBackend(sc)
@@ -43,6 +47,18 @@ func (s *Session) cancel() {
 	s.mu.Unlock()
 	if waiting {
 		s.interrupt()
+	}
+}
+
+// failedOwn takes note that the server has refused a message of the proxy's own in front of the client's, by an error with a body. unprimed
+// says that it was to make the unnamed statement: then the client's message is run without it. A cancel request that hit it is repeated for the
+// client's.
+func (s *Session) failedOwn(body []byte, unprimed bool) {
+	switch {
+	case !unprimed && s.ownErr == nil:
+		s.ownErr = bytes.Clone(body)
+	case unprimed && s.cancelled && string(wire.ErrorField(body, 'C')) == codeQueryCanceled:
+		s.cancelLater = true
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"unicode/utf8"
 
 	"github.com/pgmoor/pgmoor/internal/sqlscan"
 	"github.com/pgmoor/pgmoor/internal/stmts"
@@ -88,9 +89,23 @@ func (s *Session) carries(a act) bool {
 		return false
 	case a.deed != nil && a.deed.pins&EffectListen != 0 || s.deafened() || s.namedListens || s.pins&EffectReplication != 0 || s.otherEncoding():
 		return false
+	case slices.ContainsFunc(a.info.Channels, s.mayBeRefused):
+		return false
 	}
 	return s.listenCost(a) <= maxChannels
 }
+
+// mayBeRefused reports whether the server may refuse a channel because its name is not one in both encodings. The listener, which all
+// depend on, must not be asked for it.
+func (s *Session) mayBeRefused(c sqlscan.ChannelRef) bool {
+	if !isWide([]byte(c.Name)) {
+		return false
+	}
+	return s.srv == nil || s.expected(s.srv, settingEncoding) != utf8Name || s.srv.base["server_encoding"] != utf8Name || !utf8.ValidString(c.Name)
+}
+
+// utf8Name is what the server calls UTF-8.
+const utf8Name = "UTF8"
 
 // otherEncoding reports whether the client's encoding is another one than that of the pool's listener.
 func (s *Session) otherEncoding() bool {
@@ -224,6 +239,18 @@ func (s *Session) attune(in *sqlscan.Info, first bool) stop {
 	s.dropsUnnamed(s.srv)
 	e.whole, e.dirty = true, true
 	return stopNot
+}
+
+// attuneAll is attune for a text and for what it executes by name: as with the text itself, only the server knows whether that was
+// reached, where something in front of it fails.
+func (s *Session) attuneAll(in *sqlscan.Info, first bool, depth int) stop {
+	why := s.attune(in, first)
+	for _, a := range s.executed(in) {
+		if why == stopNot && depth < maxNested {
+			why = s.attuneAll(a.info, first, depth+1)
+		}
+	}
+	return why
 }
 
 // attunable reports whether the server connection does not listen to all that the session does, and can be made to.
@@ -431,10 +458,10 @@ func (s *Session) harken(msg, name []byte, l int, first bool) stop {
 	case wire.Parse:
 		if _, text, ok := wire.CString(msg[wire.HeaderLen:]); ok && l == len(msg) {
 			text, _, _ = wire.CString(text)
-			return s.attune(s.env.config().texts.Inspect(text, s.strings), first)
+			return s.attuneAll(s.env.config().texts.Inspect(text, s.strings), first, 0)
 		}
 	case wire.Bind:
-		return s.attune(s.bound(msg, name), first)
+		return s.attuneAll(s.bound(msg, name), first, 0)
 	case wire.Execute:
 		commits := s.portalRisk
 		for _, a := range s.portals {
@@ -442,7 +469,7 @@ func (s *Session) harken(msg, name []byte, l int, first bool) stop {
 		}
 		return s.hark(nil, commits)
 	case wire.Sync, wire.FunctionCall:
-		return s.hark(nil, s.turn.Status() == 'I')
+		return s.hark(nil, s.turn.Status() == 'I' || s.ends > 0) // the block may have ended in this batch
 	case wire.Query:
 		if l > len(msg) {
 			return s.hark(nil, true)

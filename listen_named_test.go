@@ -77,6 +77,40 @@ func TestANamedStatementThatListensIsCarried(t *testing.T) {
 	}
 }
 
+func TestAnUnlistenThatIsNotReachedIsNone(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, _ := carrying(t, version, 0)
+		c := over(t, p)
+		c.ok("LISTEN reached")
+		require.Nil(t, prepares(c, "u", "UNLISTEN *").err)
+		for _, sql := range []string{
+			"DO $$BEGIN RAISE 'no'; END$$; UNLISTEN *", "DO $$BEGIN RAISE 'no'; END$$; EXECUTE u", "EXECUTE u; DO $$BEGIN RAISE 'no'; END$$",
+		} {
+			require.Equal(t, "P0001", c.query(sql).code(), sql)
+			require.Equal(t, "NOTIFY, reached:still, ready I", c.whole("NOTIFY reached, 'still'"), sql)
+		}
+		require.Empty(t, p.Stats().PinsTotal)
+	})
+}
+
+func TestAListenBehindACommitInItsBatchIsAwaited(t *testing.T) {
+	onBoth(t, func(t *testing.T, version int) {
+		p, _ := carrying(t, version, 0)
+		c, n := over(t, p), over(t, p)
+		c.ok("LISTEN before")
+		for range 5 {
+			c.ok("UNLISTEN behind", "BEGIN", "NOTIFY before, 'own'")
+			c.send(
+				&pgproto3.Parse{Query: "COMMIT"}, &pgproto3.Bind{}, &pgproto3.Execute{},
+				&pgproto3.Parse{Query: "LISTEN behind"}, &pgproto3.Bind{}, &pgproto3.Execute{}, &pgproto3.Sync{},
+			)
+			require.Equal(t, []string{"COMMIT", "LISTEN", "before:own", "ready I"}, c.tags(1))
+			n.ok("NOTIFY behind, 'other'")
+			require.Equal(t, "behind:other", c.said(1))
+		}
+	})
+}
+
 func TestNothingIsMissedBehindANamedStatementThatListens(t *testing.T) {
 	listens(t, 2, func(t *testing.T, p *pgmoor.Proxy, _ *pgtest.Cluster) {
 		for _, how := range []string{"EXECUTE l", "BEGIN; EXECUTE l; COMMIT", "EXECUTE m; EXECUTE l"} {

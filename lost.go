@@ -97,8 +97,9 @@ func (s *Session) lossLocked(sc *server) *lostErr {
 	s.maybe, s.olderRisk, s.parsedHere = 0, false, false
 	s.cand, s.doubtful, s.mayUnpin, s.ends, s.failed, s.rolledBack, s.portals = 0, false, false, 0, false, false, nil
 	s.ops, s.sqlOps, s.refPortals, s.faked, s.prefix, s.instead = nil, nil, nil, false, nil, 0
+	s.ownErr, s.toldFirst, s.compared, s.standNames = nil, "", nil, nil
 	s.seq.heeds, s.seq.lost = 0, false
-	sc.own, sc.ask, s.refusals, s.cancelLater, s.asksLater = nil, nil, nil, false, false
+	sc.own, sc.ask, s.refusals, s.cancelled, s.cancelLater, s.asksLater = nil, nil, nil, false, false, false
 	return l
 }
 

@@ -302,7 +302,7 @@ func TestALongNameIsExchangedForAShortOneInErrorsToo(t *testing.T) {
 // TestAStatementThatCannotBePreparedAgainSaysWhy is about EXECUTE on another connection than the one where PREPARE was.
 func TestAStatementThatCannotBePreparedAgainSaysWhy(t *testing.T) {
 	onBoth(t, func(t *testing.T, version int) {
-		p, direct := carrying(t, version, 0)
+		p, direct := opened(t, version)
 		c := over(t, p)
 		c.ok("PREPARE a AS SELECT t FROM carried")
 		direct.ok("DROP TABLE carried")

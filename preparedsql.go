@@ -25,6 +25,9 @@ const maxSQLOps = 256
 // prepareAs prepares a statement under the very name by which the session knows it.
 func (s *Session) prepareAs(name []byte, st stmts.Statement) *stmts.Prepared {
 	sc := s.srv
+	if s.shelter == shelterWanted {
+		s.takeShelter()
+	}
 	if p := sc.prepared.ByName(name); p != nil {
 		s.evict(p)
 	}
@@ -44,6 +47,54 @@ func (s *Session) prepareAs(name []byte, st stmts.Statement) *stmts.Prepared {
 	return p
 }
 
+// A shelter keeps what the proxy prepares in front of the client's message from failing the client's transaction. ROLLBACK TO does not undo a
+// PREPARE.
+type shelter byte
+
+const (
+	shelterNot    shelter = iota
+	shelterWanted         // before anything is prepared
+	shelterTaken
+)
+
+func (s *Session) takeShelter() {
+	s.shelter = shelterTaken
+	s.runInFront(`SAVEPOINT "pgmoor"`)
+	s.syncInFront()
+}
+
+func (s *Session) leaveShelter() {
+	s.shelter = shelterWanted
+	s.syncInFront()
+	s.runInFront(`ROLLBACK TO SAVEPOINT "pgmoor"`)
+	s.runInFront(`RELEASE SAVEPOINT "pgmoor"`)
+}
+
+// setApart makes what stands in the prefix from was on a batch of its own, if none of the client's has begun.
+func (s *Session) setApart(was int) {
+	if len(s.prefix) == was || s.turn.Open() {
+		return
+	}
+	if s.shelter == shelterTaken {
+		s.leaveShelter()
+	}
+	s.syncInFront()
+}
+
+// runInFront runs a statement in front of the next message.
+func (s *Session) runInFront(text string) {
+	s.front()
+	s.prefix = appendRun(s.prefix, text)
+	s.turn.InjectRun()
+	s.enter(stmtOp{})
+}
+
+// syncInFront ends a batch of the proxy's own.
+func (s *Session) syncInFront() {
+	s.prefix = append(s.prefix, wire.Sync, 0, 0, 0, 4)
+	s.turn.InjectSync()
+}
+
 // appendRun appends messages that run text, a statement without parameters, by a statement and a portal of their own.
 func appendRun(dst []byte, text string) []byte {
 	const name = "\x01p"
@@ -51,7 +102,8 @@ func appendRun(dst []byte, text string) []byte {
 		dst = wire.AppendHeader(dst, wire.Close, len(name)+2)
 		dst = append(append(append(dst, kind), name...), 0)
 	}
-	closing('S') // which an error may have left
+	closing('P') // which an error may have left
+	closing('S')
 	dst = wire.AppendHeader(dst, wire.Parse, len(name)+1+len(text)+1+2)
 	dst = append(append(dst, name...), 0)
 	dst = append(append(dst, text...), 0, 0, 0)
@@ -87,15 +139,17 @@ func (s *Session) bySQL(in *sqlscan.Info, runs, first bool) stop {
 		return stopPrime
 	}
 	was := len(s.prefix)
+	s.shelter = shelterNot
+	if s.turn.Status() == 'T' && !s.turn.Open() {
+		s.shelter = shelterWanted
+	}
 	s.referAll(in, runs, 0)
 	if in.Effects&sqlscan.PrepView != 0 {
 		s.evictOthers()
 		s.expose()
 	}
-	if len(s.prefix) > was && !s.turn.Open() {
-		s.prefix = append(s.prefix, wire.Sync, 0, 0, 0, 4)
-		s.turn.InjectSync()
-	}
+	s.setApart(was)
+	s.shelter = shelterNot
 	return stopNot
 }
 
@@ -238,7 +292,9 @@ func (s *Session) expose() {
 	}
 	s.names.All(func(name string, st stmts.Statement) bool {
 		if p := sc.prepared.ByName([]byte(name)); p == nil && st != (stmts.Statement{}) && sc.prepared.Len() < maxExposed {
+			was := len(s.prefix)
 			s.prepareAs([]byte(name), st)
+			s.setApart(was) // one that fails hides no other
 		}
 		return true
 	})

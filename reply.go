@@ -201,7 +201,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 		if (arg == 'D' || arg == 'P') && !private && !s.turn.Ours() {
 			s.completedSQL(sc, bytes.TrimSuffix(msg[wire.HeaderLen:], []byte{0}))
 		}
-		if (s.cand|s.pins != 0 || len(s.dirty) > 0 || s.ears != nil) && !private {
+		if (s.cand|s.pins != 0 || len(s.dirty) > 0 || s.ears != nil) && !private && !s.turn.Ours() {
 			s.completed(string(bytes.TrimSuffix(msg[wire.HeaderLen:], []byte{0})))
 		}
 	case wire.ParameterStatus:
@@ -227,7 +227,6 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	if msg[0] == wire.ErrorResponse && (sc.kept.whole || s.keeps) && !private && s.heals(sc, msg) {
 		return turn.Swallow, s.sendsHealed()
 	}
-	prepares := len(s.ops) > 0 && s.ops[0].kind == opPrepare
 	v := s.turn.Received(msg[0], arg)
 	unprimed := msg[0] == wire.ErrorResponse && s.turn.TakeUnprimed() // which is no error of a statement with a name
 	if len(s.ops) > 0 {
@@ -241,14 +240,18 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 		s.noteStale(sc, msg[wire.HeaderLen:])
 		s.settlePids(true)
 	}
-	if msg[0] == wire.ErrorResponse && !private && v == turn.Swallow && prepares && !unprimed {
-		s.ownErr = bytes.Clone(msg[wire.HeaderLen:])
+	if msg[0] == wire.ErrorResponse && !private && v == turn.Swallow {
+		s.failedOwn(msg[wire.HeaderLen:], unprimed)
 	}
 	if private && msg[0] == wire.ReadyForQuery {
 		sc.answeredOwn(s)
 	}
 	switch {
 	case msg[0] == wire.ReadyForQuery && v == turn.Swallow && !private: // between a Parse of the proxy's and the client's batch
+		s.cancelled = false
+		if s.cancelLater {
+			sc.cancelNow(s)
+		}
 	case msg[0] == wire.ReadyForQuery:
 		return sc.noteReady(s, v, private)
 	case unprimed:
@@ -310,7 +313,7 @@ func (sc *server) noteReady(s *Session, v turn.Verdict, private bool) (turn.Verd
 
 // atRest decides what follows when nothing is owed.
 func (sc *server) atRest(s *Session) outcome {
-	s.risk, s.lexical, s.ownErr, s.standNames = false, false, nil, nil
+	s.risk, s.lexical, s.cancelled, s.ownErr, s.standNames = false, false, false, nil, nil
 	if s.sqlOps = nil; len(s.ops) > 0 { // nothing is owed: they should have been answered
 		s.ops = nil
 		s.turn.Lose()
@@ -401,7 +404,7 @@ func (s *Session) tell(sc *server, dst, msg []byte) (n int, told bool) {
 		return copy(dst, reply), true
 	}
 	if s.ownErr != nil && string(wire.ErrorField(msg[wire.HeaderLen:], 'C')) == codeNoStatement {
-		sc.extra = wire.WithoutErrorField(s.ownErr, 'P') // it is in another text
+		sc.extra, s.ownErr = wire.WithoutErrorField(s.ownErr, 'P'), nil // it is in another text
 		return 0, true
 	}
 	if sc.extra = s.callByName(sc, msg); sc.extra != nil {

@@ -119,10 +119,11 @@ type Session struct {
 	described  bool                       // the Describe at hand is one whose answer counts
 	shape      stmts.Shape                // what a Describe of a statement was answered so far
 	standNames map[stmts.Statement]string // the client's names of those that failing Binds use instead of theirs
-	faked      bool                       // something else is sent in the place of the Parse at hand
-	defined    uint64                     // number of the last statement of the transaction that may change what names stand for; 0: none
-	defines    bool                       // for other sessions, too, when it is committed
-	under      string                     // readUnder, as long as set is underOf
+	shelter    shelter
+	faked      bool   // something else is sent in the place of the Parse at hand
+	defined    uint64 // number of the last statement of the transaction that may change what names stand for; 0: none
+	defines    bool   // for other sessions, too, when it is committed
+	under      string // readUnder, as long as set is underOf
 	underOf    settings
 
 	set         settings         // what the session has set, as far as it is known
@@ -172,6 +173,7 @@ type Session struct {
 	keeps        bool            // what is sent of a batch is also kept, in srv.kept
 	asksLater    bool            // a question to the server waits until what is being sent was sent
 	cancelLater  bool            // a cancel request waits for the end of a query of the proxy's own
+	cancelled    bool            // one was sent while the server was busy with a message of the proxy's own
 
 	seq sequences
 

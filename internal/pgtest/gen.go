@@ -262,13 +262,13 @@ func (g *generator) oneChange() string {
 
 // shape adds a use of the table. What a session was never told the columns of, and what EXECUTE uses, may show others than directly
 // (docs/pinning.md), so every statement is described with its Parse, under names that no EXECUTE has, and the one without a name does not
-// outlive its batch. Parameters fit: the proxy may refuse a statement that has changed before the server looks at them.
+// outlive its batch. A portal with a name is nobody else's: to PostgreSQL it is there where its Bind has failed, in a block that has. Parameters fit: the proxy may refuse a statement that has changed before the server looks at them.
 func (g *generator) shape() {
 	name, sql := pick(g, []string{"", "t1", "t1", "t1", "t2", "t2", "t3"}), pick(g, shaped)
 	if g.chance(20) {
 		sql = g.oneChange()
 	}
-	portal := g.portalName()
+	portal := pick(g, []string{"", "", "", "", "p2"})
 	if name == "" || g.named[name] == "" || g.chance(10) {
 		g.emit("Parse %q %q", name, sql)
 		g.emit("Describe S %q", name)
@@ -287,6 +287,9 @@ func (g *generator) shape() {
 		g.emit("Bind %q %q %s%s", portal, name, g.fitting(name, sql), pick(g, []string{"", "", "", " [] [0]"}))
 		if g.chance(60) {
 			g.emit("Describe P %q", g.usable(portal))
+		}
+		if name != "" {
+			sql = g.named[name] // which may be an older one
 		}
 		g.emit("Execute %q %d", g.usable(portal), rows(sql, pick(g, []int{0, 0, 0, 1})))
 	}

@@ -26,6 +26,7 @@ const (
 	eDescribeNamed
 	ePrepare // injected only: a Parse of a named statement
 	eEvict   // injected only: a Close of a named statement
+	eStep    // injected only: a Close, Parse or Bind of InjectRun
 	eCopyEnd // CopyDone or CopyFail: is owed nothing, marks where a COPY ends
 
 	injected = 0x80 // sent by the proxy: its answer is swallowed
@@ -259,11 +260,15 @@ func (t *Turn) Redo() {
 // InjectPrepare records a Parse of a named statement that the proxy sends in front of a message that needs it.
 func (t *Turn) InjectPrepare() bool { return t.push(ePrepare | injected) }
 
-// InjectRun records a Close, Parse, Bind, Execute and two Closes by which the proxy runs a PREPARE. The Execute is what TakeNamed
+// InjectRun records two Closes, a Parse, Bind, Execute and two Closes by which the proxy runs a PREPARE. The Execute is what TakeNamed
 // counts.
 func (t *Turn) InjectRun() bool {
-	return t.push(eClose|injected) && t.push(eParse|injected) && t.push(eBind|injected) && t.push(eExecute|injected) &&
-		t.push(eClose|injected) && t.push(eClose|injected)
+	for _, e := range [...]byte{eStep, eStep, eStep, eStep, eExecute, eStep, eStep} {
+		if !t.push(e | injected) {
+			return false
+		}
+	}
+	return true
 }
 
 // Begin takes note that a batch has begun, by what the proxy sends in front of its first message.
@@ -409,7 +414,7 @@ func (t *Turn) Received(typ, arg byte) Verdict {
 	case wire.ParseComplete:
 		return t.receivedParse()
 	case wire.BindComplete:
-		if t.first() == eBind|injected {
+		if t.first() == eBind|injected || t.first() == eStep|injected {
 			t.pop()
 			return Swallow
 		}
@@ -470,7 +475,7 @@ func (t *Turn) answered(e byte) {
 
 func (t *Turn) receivedParse() Verdict {
 	switch t.first() {
-	case eParse | injected, ePrepare | injected:
+	case eParse | injected, ePrepare | injected, eStep | injected:
 		t.pop()
 		return Swallow
 	case eParseUnnamed:
@@ -487,7 +492,7 @@ func (t *Turn) receivedParse() Verdict {
 
 func (t *Turn) receivedClose() Verdict {
 	switch t.first() {
-	case eClose | injected, eEvict | injected:
+	case eClose | injected, eEvict | injected, eStep | injected:
 		t.pop()
 		return Swallow
 	case eParseFaked:
@@ -532,7 +537,7 @@ func (t *Turn) receivedError() Verdict {
 	switch t.first() {
 	case 0, eQuery, eFunction, eSync: // ReadyForQuery follows, or the connection ends
 		return Forward
-	case eParse | injected, ePrepare | injected, eEvict | injected, eBind | injected, eExecute | injected:
+	case eParse | injected, ePrepare | injected, eEvict | injected, eBind | injected, eExecute | injected, eStep | injected:
 		if t.alone() { // the client hears of it when it uses the statement
 			verdict = Swallow
 		}
