@@ -94,6 +94,7 @@ func TestAServerConnectionIsReplacedAtItsMaximumAge(t *testing.T) {
 		require.Equal(t, first, open.ok("pid"))
 		third := c.ok("pid")
 		require.NotContains(t, []string{first, second}, third)
+		synctest.Wait() // until the pool knows that it has as many as it wanted
 		open.ok("COMMIT")
 		synctest.Wait()
 		require.Equal(t, 1, r.Stats().Servers)

@@ -45,7 +45,7 @@ func TestAServerThatIsRestartedIsNotStormed(t *testing.T) {
 		server := &fake{slow: 10 * time.Millisecond}
 		server.setDown(true)
 		r := newRig(t, pgmoor.Config{MaxConnections: 2000}, server)
-		all := r.loginsOf(t, 1000)
+		all := r.loginsOf(t, many(1000))
 		time.Sleep(time.Minute)
 		_, _, _, attempts := server.counts()
 		require.Greater(t, len(attempts), 20)

@@ -266,14 +266,14 @@ func (p *pool) giveBack(sc *server, again *Session) {
 // release returns the session that sc, now free, is for, or nil after putting sc away.
 func (p *pool) release(sc *server, again *Session) *Session {
 	p.mu.Lock()
-	if again != nil {
-		p.enqueueLocked(again)
-	}
 	used, shut := sc.lent, p.env.gate.isShut()
 	if used {
 		sc.lent = false
 		p.using--
 		p.lent++
+	}
+	if again != nil { // behind using, or it would be counted twice
+		p.enqueueLocked(again)
 	}
 	if shut {
 		p.env.gate.stir()
