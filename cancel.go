@@ -7,8 +7,6 @@ import (
 	"io"
 	"net"
 	"time"
-
-	"github.com/pgmoor/pgmoor/internal/wire"
 )
 
 // cancelLimit bounds one cancel request to a server.
@@ -34,7 +32,7 @@ func (s *Session) cancel() {
 		return
 	}
 	if sc != nil && s.turn.Owed() {
-		s.cancelled = s.turn.Ours()
+		s.cancelled = true
 		s.pool.holdForCancel(sc)
 		s.mu.Unlock()
 		s.env.cancelBackend(sc)
@@ -51,14 +49,19 @@ func (s *Session) cancel() {
 }
 
 // failedOwn takes note that the server has refused a message of the proxy's own in front of the client's, by an error with a body. unprimed
-// says that it was to make the unnamed statement: then the client's message is run without it. A cancel request that hit it is repeated for the
-// client's.
+// says that it was to make the unnamed statement: then the client's message is run without it.
 func (s *Session) failedOwn(body []byte, unprimed bool) {
-	switch {
-	case !unprimed && s.ownErr == nil:
+	if !unprimed && s.ownErr == nil {
 		s.ownErr = bytes.Clone(body)
-	case unprimed && s.cancelled && string(wire.ErrorField(body, 'C')) == codeQueryCanceled:
-		s.cancelLater = true
+	}
+}
+
+// cancelAgain carries out a cancel request whose server was busy with what the client is not told of, which is over now: a Parse of the
+// proxy's own, or a batch that is run once more. One that is still on its way may hit what comes behind that.
+func (sc *server) cancelAgain(s *Session) {
+	again := s.cancelLater || s.cancelled && !sc.pool.cancelling(sc)
+	if s.cancelled = false; again {
+		sc.cancelNow(s)
 	}
 }
 
@@ -72,6 +75,7 @@ func (sc *server) cancelNow(s *Session) {
 	if !s.turn.OwedToClient() {
 		return
 	}
+	s.cancelled = true
 	sc.pool.holdForCancel(sc)
 	sc.pool.wg.Add(1)
 	go sc.lateCancel()
