@@ -38,7 +38,7 @@ func (b *budget) undo(p *pool) {
 }
 
 // takeToken takes a token of every budget that the pool is part of, the narrower ones first; with spare, only where nobody else
-// wants one.
+// wants one. Where one budget has none, the pool gives up its claims on those behind it, which it could make no use of.
 func (p *pool) takeToken(spare bool) bool {
 	for i := range len(p.shares) + 1 {
 		b := p.budget
@@ -50,6 +50,9 @@ func (p *pool) takeToken(spare bool) bool {
 		}
 		for _, o := range p.shares[:i] {
 			o.undo(p)
+		}
+		if !spare {
+			p.unclaimFrom(i + 1)
 		}
 		return false
 	}
@@ -99,11 +102,16 @@ func (p *pool) claimed() bool {
 func (b *budget) claimed() bool { return b.starving.Load() > 0 || b.surplus.Load() > 0 }
 
 // unclaim gives up the pool's claims.
-func (p *pool) unclaim() {
-	for _, b := range p.shares {
-		b.unclaim(p)
+func (p *pool) unclaim() { p.unclaimFrom(0) }
+
+// unclaimFrom gives up the pool's claims on its budgets but for the first i.
+func (p *pool) unclaimFrom(i int) {
+	for ; i < len(p.shares); i++ {
+		p.shares[i].unclaim(p)
 	}
-	p.budget.unclaim(p)
+	if i == len(p.shares) {
+		p.budget.unclaim(p)
+	}
 }
 
 // shareKey names a budget of one user or one database.
