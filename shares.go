@@ -52,7 +52,7 @@ func (p *pool) takeToken(spare bool) bool {
 			o.undo(p)
 		}
 		if !spare {
-			p.unclaimFrom(i + 1)
+			p.disclaimFrom(i + 1)
 		}
 		return false
 	}
@@ -102,15 +102,20 @@ func (p *pool) claimed() bool {
 func (b *budget) claimed() bool { return b.starving.Load() > 0 || b.surplus.Load() > 0 }
 
 // unclaim gives up the pool's claims.
-func (p *pool) unclaim() { p.unclaimFrom(0) }
+func (p *pool) unclaim() {
+	for _, b := range p.shares {
+		b.unclaim(p)
+	}
+	p.budget.unclaim(p)
+}
 
-// unclaimFrom gives up the pool's claims on its budgets but for the first i.
-func (p *pool) unclaimFrom(i int) {
+// disclaimFrom gives up the pool's claims on its budgets but for the first i.
+func (p *pool) disclaimFrom(i int) {
 	for ; i < len(p.shares); i++ {
-		p.shares[i].unclaim(p)
+		p.shares[i].disclaim(p)
 	}
 	if i == len(p.shares) {
-		p.budget.unclaim(p)
+		p.budget.disclaim(p)
 	}
 }
 
