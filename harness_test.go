@@ -361,7 +361,7 @@ func (b *backend) run(sql string) []pgproto3.BackendMessage {
 				out = append(out, &pgproto3.DataRow{Values: [][]byte{[]byte(string(kind)), nil, nil}})
 			}
 		} else if n := strings.Count(sql, "pg_catalog.current_setting("); n > 0 { // every setting is 1
-			out = append(out, &pgproto3.DataRow{Values: slices.Repeat([][]byte{[]byte("1")}, n)})
+			out = append(out, &pgproto3.RowDescription{Fields: make([]pgproto3.FieldDescription, n)}, &pgproto3.DataRow{Values: slices.Repeat([][]byte{[]byte("1")}, n)})
 		}
 	case "fail":
 		return b.fail("42601", "as you wish")
