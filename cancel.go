@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"github.com/pgmoor/pgmoor/internal/wire"
 )
 
 // cancelLimit bounds one cancel request to a server.
@@ -32,7 +34,7 @@ func (s *Session) cancel() {
 		return
 	}
 	if sc != nil && s.turn.Owed() {
-		s.cancelled = true
+		s.cancelled = s.turn.Ours()
 		s.pool.holdForCancel(sc)
 		s.mu.Unlock()
 		s.env.cancelBackend(sc)
@@ -49,19 +51,14 @@ func (s *Session) cancel() {
 }
 
 // failedOwn takes note that the server has refused a message of the proxy's own in front of the client's, by an error with a body. unprimed
-// says that it was to make the unnamed statement: then the client's message is run without it.
+// says that it was to make the unnamed statement: then the client's message is run without it. A cancel request that hit it is repeated for the
+// client's.
 func (s *Session) failedOwn(body []byte, unprimed bool) {
-	if !unprimed && s.ownErr == nil {
+	switch {
+	case !unprimed && s.ownErr == nil:
 		s.ownErr = bytes.Clone(body)
-	}
-}
-
-// cancelAgain carries out a cancel request whose server was busy with what the client is not told of, which is over now: a Parse of the
-// proxy's own, or a batch that is run once more. One that is still on its way may hit what comes behind that.
-func (sc *server) cancelAgain(s *Session) {
-	again := s.cancelLater || s.cancelled && !sc.pool.cancelling(sc)
-	if s.cancelled = false; again {
-		sc.cancelNow(s)
+	case unprimed && s.cancelled && string(wire.ErrorField(body, 'C')) == codeQueryCanceled:
+		s.cancelLater = true
 	}
 }
 
@@ -75,7 +72,6 @@ func (sc *server) cancelNow(s *Session) {
 	if !s.turn.OwedToClient() {
 		return
 	}
-	s.cancelled = true
 	sc.pool.holdForCancel(sc)
 	sc.pool.wg.Add(1)
 	go sc.lateCancel()

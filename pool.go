@@ -323,13 +323,6 @@ func (p *pool) holdForCancel(sc *server) {
 	p.mu.Unlock()
 }
 
-// cancelling reports whether a cancel request is on its way to sc.
-func (p *pool) cancelling(sc *server) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return sc.cancels > 0
-}
-
 // cancelDone undoes holdForCancel.
 func (p *pool) cancelDone(sc *server) {
 	p.mu.Lock()

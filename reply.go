@@ -247,8 +247,11 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 		sc.answeredOwn(s)
 	}
 	switch {
-	case msg[0] == wire.ReadyForQuery && v == turn.Swallow && !private: // the client's batch is still to come
-		sc.cancelAgain(s)
+	case msg[0] == wire.ReadyForQuery && v == turn.Swallow && !private: // between a Parse of the proxy's and the client's batch
+		s.cancelled = false
+		if s.cancelLater {
+			sc.cancelNow(s)
+		}
 	case msg[0] == wire.ReadyForQuery:
 		return sc.noteReady(s, v, private)
 	case unprimed:
@@ -279,7 +282,7 @@ func (sc *server) noteFatal(s *Session, body []byte) bool {
 
 // noteReady decides at a ReadyForQuery whether it is passed on, and whether the turn is over. v is what the turn says of it.
 func (sc *server) noteReady(s *Session, v turn.Verdict, private bool) (turn.Verdict, outcome) {
-	if s.cancelled = s.cancelled && private; s.cancelLater && private {
+	if s.cancelLater && private {
 		sc.cancelNow(s)
 	}
 	if len(s.sqlOps) > 0 && !private {

@@ -173,7 +173,7 @@ type Session struct {
 	keeps        bool            // what is sent of a batch is also kept, in srv.kept
 	asksLater    bool            // a question to the server waits until what is being sent was sent
 	cancelLater  bool            // a cancel request waits for the end of a query of the proxy's own
-	cancelled    bool            // one was sent since the last ReadyForQuery
+	cancelled    bool            // one was sent while the server was busy with a message of the proxy's own
 
 	seq sequences
 
