@@ -36,6 +36,11 @@ func (c *client) next() string {
 	if err != nil {
 		return "end"
 	}
+	return said(m)
+}
+
+// said is a message in a few words.
+func said(m pgproto3.BackendMessage) string {
 	switch m := m.(type) {
 	case *pgproto3.NotificationResponse:
 		return m.Channel + ":" + m.Payload

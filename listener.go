@@ -125,6 +125,7 @@ func (l *listener) unsubscribeLocked(e *ears, name string) {
 func (l *listener) settle(e *ears, names map[string]struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	left := len(e.subs) == 0 // what is in the queue, if anything, is what was there at release
 	for n := range e.subs {
 		if _, stays := names[n]; !stays {
 			l.unsubscribeLocked(e, n)
@@ -137,7 +138,9 @@ func (l *listener) settle(e *ears, names map[string]struct{}) {
 		}
 		l.subscribeLocked(e, n, true)
 	}
-	e.filterLocked()
+	if !left {
+		e.filterLocked()
+	}
 	if len(names) == 0 {
 		delete(l.ears, e)
 		e.admitLocked()

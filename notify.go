@@ -40,7 +40,7 @@ func (s *Session) withhold(private bool) bool {
 		return false
 	case private:
 		return s.holds&holdTold != 0 && s.turn.Quiet()
-	case s.ears == nil || s.deafened() || s.turn.Status() != 'I':
+	case s.ears == nil || s.deafened() && !s.ears.stays() || s.turn.Status() != 'I':
 		return false
 	}
 	s.holds |= holdTold
@@ -50,6 +50,10 @@ func (s *Session) withhold(private bool) bool {
 	}
 	return true
 }
+
+// stays reports whether it is still the listener that hears what the session listened to before it was pinned to its server connection for that:
+// the connection is made to listen to it only when it can be asked. The caller holds the session's mu.
+func (e *ears) stays() bool { return len(e.names) > 0 && !e.whole }
 
 // tell passes on the ReadyForQuery that was withheld, behind the notifications that come before it. It runs on the goroutine of
 // the server connection, outside of the handler.
@@ -63,6 +67,9 @@ func (sc *server) tell(s *Session) {
 	switch {
 	case s.ears != nil && s.ears.dirty && s.turn.Lost():
 		s.guess()
+	case s.ears != nil && s.ears.dirty && s.deafened() && s.turn.Quiet(): // what came of it is heard by the server connection itself
+		s.ears.follow(s.undone())
+		s.hears()
 	case !s.mayAskWhat():
 	case s.sending:
 		s.ears.later = true
