@@ -50,6 +50,7 @@ type ears struct {
 	subs   map[string]bool // channels; true: committed
 	queue  []byte          // NotificationResponse messages for the client
 	count  int             // how many
+	before int             // how many of them were there when the server connection was made to listen
 	lost   bool            // the client is to be told that some may be missing
 	missed bool            // the same, once the listener listens again
 	over   bool            // there were too many
@@ -238,6 +239,7 @@ func (s *Session) attune(in *sqlscan.Info, first bool) stop {
 	s.srv.own = append(s.srv.own, &own{kind: ownAttune})
 	s.dropsUnnamed(s.srv)
 	e.whole, e.dirty = true, true
+	e.l.divide(e)
 	return stopNot
 }
 
@@ -404,6 +406,7 @@ func (s *Session) listensItself() {
 	case s.pins&EffectListen == 0:
 	case e.whole: // it does already
 		e.forget()
+		e.l.dropTwice(e)
 		s.leftToServer()
 	default:
 		s.hears()

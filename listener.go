@@ -179,7 +179,7 @@ func (l *listener) leave(e *ears) {
 	l.release(e)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	e.queue, e.count = nil, 0
+	e.queue, e.count, e.before = nil, 0, 0
 }
 
 // run is the goroutine of the listener.

@@ -147,7 +147,7 @@ func (s *Session) take() (out []byte) {
 	}
 	s.env.count.notifications.Add(int64(e.count))
 	out = append(out, e.queue...)
-	e.queue, e.count, e.lost, e.busy = nil, 0, false, true
+	e.queue, e.count, e.before, e.lost, e.busy = nil, 0, 0, false, true
 	e.some.Store(false)
 	return out
 }
@@ -172,7 +172,7 @@ func (e *ears) putLocked(msg []byte) (stir bool) {
 	case e.over:
 		return false
 	case len(e.queue)+len(msg) > maxHeard:
-		e.queue, e.count, e.over = nil, 0, true
+		e.queue, e.count, e.before, e.over = nil, 0, 0, true
 		return true
 	}
 	e.queue = append(e.queue, msg...)
@@ -182,18 +182,41 @@ func (e *ears) putLocked(msg []byte) (stir bool) {
 
 // filterLocked drops from the queue what was heard of channels that are not committed. The caller holds the listener's mu.
 func (e *ears) filterLocked() {
-	kept, count := e.queue[:0], 0
-	for b := e.queue; len(b) > 0; {
+	kept, count, before := e.queue[:0], 0, 0
+	for b, i := e.queue, 0; len(b) > 0; i++ {
 		n := int(wire.Length(b)) + 1
 		if channel, _, _ := wire.CString(b[wire.HeaderLen+4 : n]); e.subs[string(channel)] {
 			kept = append(kept, b[:n]...)
-			count++
+			if count++; i < e.before {
+				before = count
+			}
 		}
 		b = b[n:]
 	}
-	if e.queue, e.count = kept, count; count == 0 {
+	if e.queue, e.count, e.before = kept, count, before; count == 0 {
 		e.queue = nil
 		e.some.Store(e.lost)
+	}
+}
+
+// divide takes note of what e has heard before its server connection listens too.
+func (l *listener) divide(e *ears) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e.before = e.count
+}
+
+// dropTwice drops from e's queue what its server connection tells the client itself.
+func (l *listener) dropTwice(e *ears) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	end := 0
+	for range e.before {
+		end += int(wire.Length(e.queue[end:])) + 1
+	}
+	if e.queue, e.count = e.queue[:end], e.before; end == 0 {
+		e.queue = nil
+		e.some.Store(e.lost || e.over)
 	}
 }
 
