@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/stretchr/testify/require"
@@ -352,8 +353,10 @@ func TestAClientThatLeavesInTheMiddleOfAHealLeavesNothing(t *testing.T) {
 				}
 				require.NoError(t, a.c.conn.Close())
 				synctest.Wait()
+				then := time.Now()
 				a.tap.goOn <- nil
 				a.clean(t, 1)
+				require.Less(t, time.Since(then), time.Second, "what runs is cancelled")
 			})
 		}
 	}

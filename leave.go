@@ -1,6 +1,8 @@
 package pgmoor
 
 import (
+	"time"
+
 	"github.com/pgmoor/pgmoor/internal/wire"
 )
 
@@ -31,10 +33,11 @@ func (s *Session) leave() {
 	if sc != nil {
 		kill = s.unfitLocked()
 	}
-	cancel := sc != nil && s.turn.OwedToClient() && !s.turn.Injected()
-	if cancel {
-		s.pool.holdForCancel(sc)
-		defer s.env.cancelBackend(sc)
+	if sc != nil && s.turn.OwedToClient() {
+		s.freed = make(chan struct{})
+		now := s.cancelsLeft(sc)
+		s.pool.wg.Add(1) // the goroutine of sc keeps the pool from being closed
+		go sc.cancelLeft(s, s.freed, now)
 	}
 	s.link.AbortWrites()
 	switch {
@@ -50,6 +53,44 @@ func (s *Session) leave() {
 		s.cleanLocked(sc)
 	}
 	s.link.Release()
+}
+
+// cancelPause is how long a cancel request for what a client has left has to show an effect at first.
+const cancelPause = 20 * time.Millisecond
+
+// cancelLeft is the goroutine that cancels what runs for the client of s, which is gone, until freed is closed because sc is not the session's
+// any more. A cancel request that overtakes what it is meant for, or comes when the server is between two messages, does nothing. now says
+// that the first one is due and holdForCancel was called for it.
+func (sc *server) cancelLeft(s *Session, freed <-chan struct{}, now bool) {
+	defer sc.pool.wg.Done()
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for wait := cancelPause; ; wait *= 2 {
+		if now {
+			sc.pool.env.cancelBackend(sc)
+		}
+		pause.Reset(wait)
+		select {
+		case <-freed:
+			return
+		case <-sc.pool.ctx.Done():
+			return
+		case <-pause.C:
+		}
+		s.mu.Lock()
+		now = s.srv == sc && s.cancelsLeft(sc)
+		s.mu.Unlock()
+	}
+}
+
+// cancelsLeft reports whether what sc runs for a client that is gone is to be cancelled now: not what the proxy cleans up with. If so, it calls
+// holdForCancel. The caller holds mu.
+func (s *Session) cancelsLeft(sc *server) bool {
+	if sc.winds > 0 || !s.turn.OwedToClient() || s.turn.Injected() || s.turn.Between() {
+		return false
+	}
+	s.pool.holdForCancel(sc)
+	return true
 }
 
 // cleanLocked begins to clean sc up, and unlocks.

@@ -77,6 +77,29 @@ func TestWhatAClientLeavesIsCleanedUp(t *testing.T) {
 	}
 }
 
+// TestWhatAClientLeftIsCancelledAgain has the first cancel request come to nothing, as when it overtakes the query.
+func TestWhatAClientLeftIsCancelledAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &fake{}
+		r := newRig(t, pgmoor.Config{MaxConnections: 1}, server)
+		lost := 2
+		server.Cancel = func(m *pgproto3.CancelRequest) {
+			if lost--; lost < 0 {
+				server.cancel(m)
+			}
+		}
+		leaver, next := r.connect(t, "u"), r.connect(t, "u")
+		leaver.ask("hang")
+		synctest.Wait()
+		then := time.Now()
+		require.NoError(t, leaver.conn.Close())
+		next.ok("SELECT 1")
+		require.Less(t, time.Since(then), time.Second)
+		require.EqualValues(t, 1, r.Stats().ServersOpened)
+		require.EqualValues(t, 3, r.Stats().Cancels)
+	})
+}
+
 func TestASlowClientDisturbsNobody(t *testing.T) {
 	for _, version := range versions {
 		c := pgtest.Shared(t, version)

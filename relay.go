@@ -533,6 +533,10 @@ func (s *Session) dropLocked(sc *server) {
 	s.srv = nil
 	s.backend.Store(0)
 	sc.sess.Store(nil)
+	if s.freed != nil {
+		close(s.freed)
+		s.freed = nil
+	}
 }
 
 // releasableLocked reports whether the session may go on with another server connection.

@@ -174,6 +174,7 @@ type Session struct {
 	asksLater    bool            // a question to the server waits until what is being sent was sent
 	cancelLater  chan struct{}   // is closed when a cancel request that waits for the end of the proxy's own affairs was carried out; nil: none waits
 	cancelled    bool            // one was sent since the last ReadyForQuery
+	freed        chan struct{}   // is closed when the server connection is given up by a session whose client is gone; nil: nobody waits
 	overruled    bool            // the error that comes is to be told as that of a cancel request
 
 	seq sequences
