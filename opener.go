@@ -104,10 +104,12 @@ func (p *pool) opener(spare bool) {
 	if may := p.stillWanted(spare) && (spare && p.maySpare() || !spare && p.mayDial()); !may {
 		return
 	}
-	res, err := p.inv.Acquire(context.WithValue(p.ctx, turnKey{}, t))
+	// The login ends with the pool. Acquire must not end before: then the token would be given back here, and once more by a connection
+	// that was opened all the same.
+	res, err := p.inv.Acquire(context.WithValue(context.WithoutCancel(p.ctx), turnKey{}, t))
 	if err != nil {
+		p.openFailed(err) // before the token is there again: it says when the next login may begin
 		p.giveToken()
-		p.openFailed(err)
 		return
 	}
 	p.opened(res)
@@ -192,15 +194,20 @@ func (p *pool) opened(res *puddle.Resource[*server]) {
 	p.servers++
 	p.open[sc] = struct{}{}
 	p.backoff, p.retryAt, p.failing = 0, time.Time{}, false
-	p.welcome, p.base = sc.welcome, sc.fresh
+	outdated := sc.retired() // by an Update or a Reconnect since the login began: it will be closed, and nobody begins with what it says
+	if !outdated {
+		p.welcome, p.base = sc.welcome, sc.fresh
+	}
 	p.wg.Add(1)
 	p.mu.Unlock()
 	p.env.count.servers.Add(1)
 	go sc.serve()
 	p.giveBack(sc, nil)
-	p.mu.Lock()
-	p.tellLoginsLocked(nil) // now that their requests will find sc
-	p.mu.Unlock()
+	if !outdated {
+		p.mu.Lock()
+		p.tellLoginsLocked(nil) // now that their requests will find sc
+		p.mu.Unlock()
+	}
 	p.nudge() // more may be wanted
 }
 
