@@ -28,11 +28,11 @@ func TestWhatIsOnlyTriedForIsMissingToNobody(t *testing.T) {
 	shared.pools, all.pools = []*pool{one, two}, []*pool{between, one, two}
 	between.mu.Lock()
 	var wg sync.WaitGroup
-	wg.Go(func() { one.takeToken(false) })
+	wg.Go(func() { one.mayDial() })
 	require.Eventually(t, func() bool { used, _ := shared.usage(); return used == 1 }, 10*time.Second, time.Millisecond)
 	tried := make(chan struct{})
 	wg.Go(func() {
-		two.takeToken(false)
+		two.mayDial()
 		close(tried)
 	})
 	select {
@@ -49,4 +49,14 @@ func TestWhatIsOnlyTriedForIsMissingToNobody(t *testing.T) {
 func TestAnAbsurdLimitMayBeIdle(t *testing.T) {
 	b := &budget{limit: math.MaxInt}
 	require.Zero(t, b.idleSurplus(&Config{MaxIdleConnectionsPercent: 100}, time.Now(), 0))
+}
+
+// Where two pools have two openers each, the second one of each finding the token spoken for would wake the first one of the other, for ever.
+func TestOpenersDoNotAskAfterOneThatFoundNothing(t *testing.T) {
+	b := &budget{limit: 1}
+	p := &pool{budget: b, opening: 2, starved: true}
+	require.False(t, p.mayDial())
+	require.Equal(t, 1, p.opening)
+	used, _ := b.usage()
+	require.Zero(t, used)
 }

@@ -148,9 +148,17 @@ func (p *pool) stillWanted(spare bool) bool {
 	return false
 }
 
-// mayDial takes a token of the budget, or leaves the pool starved until one is given back.
+// mayDial takes a token of the budget, or leaves the pool starved until one is given back. Openers that began together with one that found
+// none do not ask: two pools with two openers each would wake each other without an end.
 func (p *pool) mayDial() bool {
+	p.budget.taking.Lock()
+	defer p.budget.taking.Unlock()
 	p.mu.Lock()
+	if p.starved {
+		p.opening--
+		p.mu.Unlock()
+		return false
+	}
 	p.starved = true // before the budget is asked: a token given back from here on wakes us
 	p.mu.Unlock()
 	ok := p.takeToken(false)
@@ -170,7 +178,9 @@ func (p *pool) mayDial() bool {
 
 // maySpare is mayDial for a spare connection: it takes nothing from anybody.
 func (p *pool) maySpare() bool {
+	p.budget.taking.Lock()
 	ok := p.takeToken(true)
+	p.budget.taking.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if ok {
