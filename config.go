@@ -141,7 +141,8 @@ type Config struct {
 
 	// RoundRobin lends server connections in turn: next is the one that has been idle longest, whatever it was used for. It is
 	// PgBouncer's server_round_robin. If false, it is the one that was used last, of those in the client's settings where there is
-	// one; the others then stay idle and are closed in the end.
+	// one; the others then stay idle and are closed in the end. In turn, none is idle for long: while there is a request for each of
+	// them within IdleTimeout, a pool that has grown for a moment stays as large, as PgBouncer's does, until MaxServerLifetime.
 	RoundRobin bool
 
 	// BorrowTimeout is how long a request waits for a server connection before it fails with SQLSTATE 08000, and a client

@@ -202,8 +202,12 @@ func (p *Proxy) Resume() {
 	p.env.log.Info("pgmoor: resumed")
 	p.env.gate.stir() // for a Pause that is not done yet
 	for _, pl := range p.allPools() {
-		pl.resumed()
+		pl.serveWaiting()
+		pl.nudge()
+		pl.nudgeListener()
 	}
+	// Those who found no token before the pause try again: what has become idle meanwhile was for others, who may have left since.
+	refill(p.allPools())
 	for _, s := range p.env.all() {
 		s.resumed()
 	}
@@ -284,8 +288,8 @@ func (p *pool) excuse(since time.Time) {
 	}
 }
 
-// resumed lends what is idle to those who wait.
-func (p *pool) resumed() {
+// serveWaiting lends what is idle to those who wait: behind a pause, or where somebody waits again whose connection has ended.
+func (p *pool) serveWaiting() {
 	for sc := p.wanted(); sc != nil; sc = p.wanted() {
 		if sc.stale() {
 			sc.kill()
@@ -293,8 +297,6 @@ func (p *pool) resumed() {
 		}
 		p.giveBack(sc, nil)
 	}
-	p.nudge()
-	p.nudgeListener()
 }
 
 // wanted takes an idle connection for those who wait out of the pool.

@@ -206,6 +206,7 @@ func (f *fake) greet(c *pgtest.FakeConn) error {
 	}
 	return c.Send(
 		&pgproto3.AuthenticationOk{},
+		&pgproto3.ParameterStatus{Name: "server_version", Value: "15.0"},
 		&pgproto3.BackendKeyData{ProcessID: c.PID, SecretKey: []byte{0, 0, 0, byte(c.PID)}},
 		&pgproto3.ReadyForQuery{TxStatus: 'I'},
 	)

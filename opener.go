@@ -104,10 +104,12 @@ func (p *pool) opener(spare bool) {
 	if may := p.stillWanted(spare) && (spare && p.maySpare() || !spare && p.mayDial()); !may {
 		return
 	}
-	res, err := p.inv.Acquire(context.WithValue(p.ctx, turnKey{}, t))
+	// The login ends with the pool. Acquire must not end before: then the token would be given back here, and once more by a connection
+	// that was opened all the same.
+	res, err := p.inv.Acquire(context.WithValue(context.WithoutCancel(p.ctx), turnKey{}, t))
 	if err != nil {
+		p.openFailed(err) // before the token is there again: it says when the next login may begin
 		p.giveToken()
-		p.openFailed(err)
 		return
 	}
 	p.opened(res)
@@ -146,9 +148,17 @@ func (p *pool) stillWanted(spare bool) bool {
 	return false
 }
 
-// mayDial takes a token of the budget, or leaves the pool starved until one is given back.
+// mayDial takes a token of the budget, or leaves the pool starved until one is given back. Openers that began together with one that found
+// none do not ask: two pools with two openers each would wake each other without an end.
 func (p *pool) mayDial() bool {
+	p.budget.taking.Lock()
+	defer p.budget.taking.Unlock()
 	p.mu.Lock()
+	if p.starved {
+		p.opening--
+		p.mu.Unlock()
+		return false
+	}
 	p.starved = true // before the budget is asked: a token given back from here on wakes us
 	p.mu.Unlock()
 	ok := p.takeToken(false)
@@ -168,7 +178,9 @@ func (p *pool) mayDial() bool {
 
 // maySpare is mayDial for a spare connection: it takes nothing from anybody.
 func (p *pool) maySpare() bool {
+	p.budget.taking.Lock()
 	ok := p.takeToken(true)
+	p.budget.taking.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if ok {
@@ -192,15 +204,20 @@ func (p *pool) opened(res *puddle.Resource[*server]) {
 	p.servers++
 	p.open[sc] = struct{}{}
 	p.backoff, p.retryAt, p.failing = 0, time.Time{}, false
-	p.welcome, p.base = sc.welcome, sc.fresh
+	outdated := sc.retired() // by an Update or a Reconnect since the login began: it will be closed, and nobody begins with what it says
+	if !outdated {
+		p.welcome, p.base = sc.welcome, sc.fresh
+	}
 	p.wg.Add(1)
 	p.mu.Unlock()
 	p.env.count.servers.Add(1)
 	go sc.serve()
 	p.giveBack(sc, nil)
-	p.mu.Lock()
-	p.tellLoginsLocked(nil) // now that their requests will find sc
-	p.mu.Unlock()
+	if !outdated {
+		p.mu.Lock()
+		p.tellLoginsLocked(nil) // now that their requests will find sc
+		p.mu.Unlock()
+	}
 	p.nudge() // more may be wanted
 }
 

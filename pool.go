@@ -73,8 +73,6 @@ type pool struct {
 	wake chan struct{}
 	wg   sync.WaitGroup // keeper, openers, goroutines of the server connections
 
-	taking sync.Mutex // held by takeToken, outside all others: no opener goes without what another is about to give back
-
 	mu      sync.Mutex // never held across I/O; taken inside a session's, takes none
 	idle    []*server  // the last is the most recently used
 	open    map[*server]struct{}
@@ -141,7 +139,8 @@ func (p *pool) borrow(s *Session) *server {
 func (p *pool) take(s *Session) *server {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if i := p.pickLocked(s); i >= 0 && !p.env.gate.isShut() {
+	// While others wait, what is idle is theirs: a pause has just ended (see serveWaiting).
+	if i := p.pickLocked(s); i >= 0 && p.first == nil && !p.env.gate.isShut() {
 		sc := p.idle[i]
 		p.idle = append(p.idle[:i], p.idle[i+1:]...)
 		sc.lendLocked()
@@ -391,6 +390,7 @@ func (p *pool) keep() {
 		case <-p.wake:
 		case <-timer.C:
 		}
+		p.serveWaiting()
 		p.openMore()
 		p.reconsiderPinned()
 		p.retireIdle()

@@ -38,10 +38,9 @@ func (b *budget) undo(p *pool) {
 }
 
 // takeToken takes a token of every budget that the pool is part of, the narrower ones first; with spare, only where nobody else
-// wants one. Where one budget has none, the pool gives up its claims on those behind it, which it could make no use of.
+// wants one. Where one budget has none, the pool gives up its claims on those behind it, which it could make no use of. Pools do so one
+// after the other, the caller holds budget.taking: who found a token missing that another only gives back would wake the other again in its turn, without an end.
 func (p *pool) takeToken(spare bool) bool {
-	p.taking.Lock()
-	defer p.taking.Unlock()
 	for i := range len(p.shares) + 1 {
 		b := p.budget
 		if i < len(p.shares) {

@@ -153,7 +153,7 @@ func (b *budget) idleSurplus(c *Config, now time.Time, t time.Duration) int {
 		return math.MaxInt
 	}
 	b.mu.Lock()
-	most := b.limit * percent / orDefault(c.MaxConnectionsPercent, 100)
+	most := int(int64(min(b.limit, math.MaxInt32)) * int64(percent) / int64(orDefault(c.MaxConnectionsPercent, 100)))
 	pools := slices.Clone(b.pools)
 	b.mu.Unlock()
 	for _, p := range pools {

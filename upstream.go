@@ -428,11 +428,13 @@ func (k *poolKey) startup() []byte {
 // credentials or parameters.
 func isPermanent(err error) bool {
 	var pg *pgconn.PgError
-	if init := (*initError)(nil); errors.As(err, &init) {
-		return true
-	}
+	init := (*initError)(nil)
+	inInit := errors.As(err, &init)
 	if !errors.As(err, &pg) || len(pg.Code) != 5 {
-		return false
+		return inInit && isOwn(err)
+	}
+	if inInit { // the server's word on Config.InitQuery, unless it went away
+		return pg.Code[:3] != "57P"
 	}
 	switch pg.Code[:2] {
 	case "28", "3D", "42", "22", "0A":

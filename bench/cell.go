@@ -27,6 +27,7 @@ type cell struct {
 	clients int
 	tls     bool
 	sets    bool // every client says the SETs of an ORM first
+	asks    bool // every idle client has had one query answered
 }
 
 // appliesTo reports whether the cell means anything for a target: without a pooler there is no process
@@ -53,6 +54,9 @@ func allCells() []cell {
 	)
 	for _, n := range []int{1, 1000, 10000} {
 		all = append(all, cell{name: fmt.Sprintf("idle-%d", n), kind: idle, clients: n})
+	}
+	for _, n := range []int{1000, 10000} {
+		all = append(all, cell{name: fmt.Sprintf("idle-tls-%d", n), kind: idle, clients: n, tls: true, asks: true})
 	}
 	return all
 }

@@ -132,6 +132,7 @@ func roundTrips(c *client, query []byte, span time.Duration) ([]float64, error) 
 // crowd is a number of clients that have logged in and do nothing.
 type crowd struct {
 	ep      endpoint
+	asks    bool // each has had one query answered
 	clients []*client
 	next    atomic.Int64 // index of the next client to connect
 	mu      sync.Mutex
@@ -139,10 +140,10 @@ type crowd struct {
 }
 
 // gather connects n clients, or none.
-func gather(ctx context.Context, ep endpoint, n int) (*crowd, error) {
+func gather(ctx context.Context, ep endpoint, n int, asks bool) (*crowd, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c := &crowd{ep: ep, clients: make([]*client, n)}
+	c := &crowd{ep: ep, asks: asks, clients: make([]*client, n)}
 	var wg sync.WaitGroup
 	for range min(n, idleDialers) {
 		wg.Go(func() { c.dial(ctx, cancel) })
@@ -162,8 +163,7 @@ func (c *crowd) dial(ctx context.Context, callOff func()) {
 		if i >= len(c.clients) {
 			return
 		}
-		// Small, and never used after the login: our own memory is not what is measured.
-		conn, err := c.ep.connect(ctx, 512)
+		conn, err := c.enter(ctx)
 		if err != nil {
 			c.mu.Lock()
 			if c.err == nil {
@@ -178,6 +178,19 @@ func (c *crowd) dial(ctx context.Context, callOff func()) {
 	}
 }
 
+// enter connects one client.
+func (c *crowd) enter(ctx context.Context) (*client, error) {
+	conn, err := c.ep.connect(ctx, 512) // a small buffer: our own memory is not what is measured
+	if err != nil || !c.asks {
+		return conn, err
+	}
+	if _, err := conn.query("SELECT 1"); err != nil {
+		conn.close()
+		return nil, err
+	}
+	return conn, nil
+}
+
 func (c *crowd) disperse() {
 	for _, conn := range c.clients {
 		if conn != nil {
@@ -188,7 +201,7 @@ func (c *crowd) disperse() {
 
 // measureIdle weighs the pooler with one client and with all of the cell's.
 func (b *bench) measureIdle(ctx context.Context, c cell, s *started, r *Result) error {
-	one, err := gather(ctx, s.endpoint, 1)
+	one, err := gather(ctx, s.endpoint, 1, c.asks)
 	if err != nil {
 		return err
 	}
@@ -202,7 +215,7 @@ func (b *bench) measureIdle(ctx context.Context, c cell, s *started, r *Result) 
 		return nil
 	}
 	b.show(fmt.Sprintf("connecting %d clients", c.clients))
-	rest, err := gather(ctx, s.endpoint, c.clients-1)
+	rest, err := gather(ctx, s.endpoint, c.clients-1, c.asks)
 	if err != nil {
 		return err
 	}
