@@ -129,6 +129,7 @@ func (p *Proxy) authenticate(ctx context.Context, c *Client, cfg *live) error {
 	c.authenticating.Store(true)
 	err := cfg.auth.Authenticate(ctx, c)
 	c.authenticating.Store(false)
+	c.shown = presented{}
 	switch {
 	case err == nil || isOwn(err) || errors.Is(err, errClientGone) || isTimeout(err):
 		return err

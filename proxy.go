@@ -2,12 +2,10 @@ package pgmoor
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -140,19 +138,6 @@ func New(l net.Listener, cfg Config) (*Proxy, error) {
 		p.listeners = []net.Listener{l}
 	}
 	return p, nil
-}
-
-// serverTLS returns a copy of cfg with PostgreSQL's ALPN protocol and TLS 1.2 as the least version.
-func serverTLS(cfg *tls.Config) *tls.Config {
-	if cfg == nil {
-		return nil
-	}
-	c := cfg.Clone()
-	c.MinVersion = max(c.MinVersion, tls.VersionTLS12)
-	if !slices.Contains(c.NextProtos, alpn) {
-		c.NextProtos = append(slices.Clone(c.NextProtos), alpn)
-	}
-	return c
 }
 
 // Addr returns the address of the first listener, or an in-process address where there is none.
