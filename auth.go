@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
 
@@ -178,11 +177,8 @@ func isLocal(a net.Addr) bool {
 	if _, ok := a.(*net.UnixAddr); ok {
 		return true
 	}
-	if ap, err := netip.ParseAddrPort(a.String()); err == nil {
-		return ap.Addr().Unmap().IsLoopback()
-	}
-	ip, err := netip.ParseAddr(a.String())
-	return err == nil && ip.Unmap().IsLoopback()
+	ip, ok := addressOf(a)
+	return ok && ip.IsLoopback()
 }
 
 // refuseAll is what a Proxy does that was told neither how to authenticate nor any secrets.

@@ -258,6 +258,9 @@ func (c *Config) validate() error {
 	if c.RequireTLS && c.TLS == nil {
 		return errors.New("pgmoor: Config.RequireTLS needs Config.TLS")
 	}
+	if err := checkAuthenticator(c.Authenticator, c); err != nil {
+		return err
+	}
 	for _, p := range parameters {
 		if err := p.check(c); err != nil {
 			return err
