@@ -481,3 +481,32 @@ func TestTheProxyLogsInWithTheSecretsOfItsUsers(t *testing.T) {
 		require.Equal(t, "28P01", codeOf(err), "with a warm pool")
 	}
 }
+
+func TestMD5IsWarnedOfOnce(t *testing.T) {
+	var log logBuffer
+	secrets := someSecrets(t)
+	cfg := pgmoor.Config{Authenticator: pgmoor.MD5(secrets), Logger: slog.New(slog.NewTextHandler(&log, nil))}
+	address := newRig(t, cfg, new(fake)).listenTCP(t)
+	require.NoError(t, logIn(t, address, "verifier", right, "sslmode=disable"))
+	require.NotContains(t, log.text(), "MD5")
+	for range 3 {
+		require.NoError(t, logIn(t, address, "md5", right, "sslmode=disable"))
+	}
+	require.Equal(t, 1, strings.Count(log.text(), "MD5-hashed"))
+}
+
+func TestACleartextLoginCostsTheSameWhoeverItIs(t *testing.T) {
+	secrets := someSecrets(t)
+	cfg := pgmoor.Config{Authenticator: pgmoor.Cleartext(secrets)}
+	cfg.TLS, _ = certified(t)
+	address := newRig(t, cfg, new(fake)).listenTCP(t)
+	before := pgmoor.CleartextCost(cfg.Authenticator)
+	require.NoError(t, logIn(t, address, "clear", right, "sslmode=require"))
+	require.Zero(t, before)
+	require.NoError(t, logIn(t, address, "verifier", right, "sslmode=require"))
+	require.EqualValues(t, 4096, pgmoor.CleartextCost(cfg.Authenticator))
+	for _, user := range []string{"clear", "md5", "nobody", "none"} {
+		work := testing.AllocsPerRun(1, func() { pgmoor.SpendCleartext(cfg.Authenticator, secrets[user], right) })
+		require.Greater(t, work, 5.0, user)
+	}
+}

@@ -17,7 +17,7 @@ import (
 // welcome is the goroutine of a handshake.
 func (p *Proxy) welcome(conn net.Conn, local bool) {
 	defer p.wg.Done()
-	c := &Client{conn: conn, local: local, leaveSlot: func() {}}
+	c := &Client{conn: conn, local: local, log: p.env.log, leaveSlot: func() {}}
 	if !local {
 		c.leaveSlot = sync.OnceFunc(func() { <-p.slots })
 	}

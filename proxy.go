@@ -84,14 +84,15 @@ type env struct {
 	ids, statementIDs atomic.Uint64
 	elder             atomic.Bool // the server speaks protocol 3.0 only
 
-	mu       sync.Mutex
-	byPid    map[uint32]*Session
-	lastPid  uint32
-	unpins   int64
-	empty    chan struct{}             // closed when no session is left; nil until someone asks
-	closed   atomic.Bool               // by Close: nothing is worth waiting for any more
-	meanings map[string]*atomic.Uint64 // by database
-	pins     map[string]pinCount       // by reason
+	mu        sync.Mutex
+	byPid     map[uint32]*Session
+	lastPid   uint32
+	encrypted int // of byPid, those with TLS
+	unpins    int64
+	empty     chan struct{}             // closed when no session is left; nil until someone asks
+	closed    atomic.Bool               // by Close: nothing is worth waiting for any more
+	meanings  map[string]*atomic.Uint64 // by database
+	pins      map[string]pinCount       // by reason
 }
 
 func (e *env) now() time.Time { return time.Now() }

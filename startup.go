@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -59,7 +60,8 @@ type Client struct {
 	unknown   []string
 	leaveSlot func() // ends what counts as the handshake
 
-	shown presented // owned by the handshake
+	shown presented    // owned by the handshake
+	log   *slog.Logger // for Authenticators; nil: there is none
 
 	admitted       atomic.Bool // it counts as a client
 	authenticating atomic.Bool // an Authenticator has it
@@ -144,6 +146,13 @@ func (c *Client) Password(ctx context.Context) (string, error) {
 		return "", fatalf(codeBadPassword, "empty password returned by client")
 	}
 	return string(pw), nil
+}
+
+// warnMD5 says that a client is asked for an MD5-hashed password.
+func (c *Client) warnMD5() {
+	if c.log != nil {
+		c.log.Warn("pgmoor: clients log in with MD5-hashed passwords, which can be guessed by who reads along: let them use SCRAM-SHA-256", c.logAttrs()...)
+	}
 }
 
 // errCancelDone ends a handshake that was a cancel request.
