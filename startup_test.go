@@ -193,7 +193,7 @@ func TestStartupPacketsThatCannotBeOneAreRefused(t *testing.T) {
 	}
 }
 
-func TestLongParametersReachTheServer(t *testing.T) {
+func TestLongParametersReachTheServer(t *testing.T) { // CVE-2012-4575
 	synctest.Test(t, func(t *testing.T) {
 		long := strings.Repeat("x", 9900)
 		server := &fake{refuse: func(p map[string]string) *pgproto3.ErrorResponse {
