@@ -193,7 +193,7 @@ func TestStartupPacketsThatCannotBeOneAreRefused(t *testing.T) {
 	}
 }
 
-func TestLongParametersReachTheServer(t *testing.T) { // CVE-2012-4575
+func TestLongParametersReachTheServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		long := strings.Repeat("x", 9900)
 		server := &fake{refuse: func(p map[string]string) *pgproto3.ErrorResponse {
@@ -428,4 +428,12 @@ func TestAWrappedUnixConnectionIsPrivate(t *testing.T) {
 	conn, err := net.Dial("unix", path)
 	require.NoError(t, err)
 	require.EqualValues(t, 'I', newClient(t, conn).startup("u").status)
+}
+
+func TestLongNamesOfDatabasesAndUsersHurtNobody(t *testing.T) { // CVE-2012-4575
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, open(), new(fake))
+		r.connect(t, strings.Repeat("u", 4900), "database", strings.Repeat("d", 4900)).ok("SELECT 1")
+		r.connect(t, "u").ok("SELECT 1")
+	})
 }
