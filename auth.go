@@ -18,12 +18,13 @@ import (
 )
 
 // Secret is a user's password, or what PostgreSQL stores instead of one: a SCRAM-SHA-256 verifier or an MD5 hash. It does
-// not show itself: every verb of fmt, slog and encoding/json prints a placeholder. The zero Secret is none.
-type Secret struct{ value *string }
+// not show itself: every verb of fmt, slog and encoding/json prints a placeholder. The zero Secret is none. While a password
+// is changed, the Secret has a previous version besides; see [Secret.WithPrevious].
+type Secret struct{ v *version }
 
 // NewSecret returns a Secret that holds s: a password in clear, a verifier as it stands in pg_authid
 // ("SCRAM-SHA-256$…"), or an MD5 hash ("md5" and 32 hexadecimal digits).
-func NewSecret(s string) Secret { return Secret{&s} }
+func NewSecret(s string) Secret { return Secret{&version{value: s}} }
 
 const redacted = "[secret]"
 
@@ -43,13 +44,13 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 func (s Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 // IsZero reports whether there is no secret.
-func (s Secret) IsZero() bool { return s.value == nil }
+func (s Secret) IsZero() bool { return s.v == nil }
 
 func (s Secret) reveal() string {
-	if s.value == nil {
+	if s.v == nil {
 		return ""
 	}
-	return *s.value
+	return s.v.value
 }
 
 func (s Secret) isVerifier() bool { return strings.HasPrefix(s.reveal(), "SCRAM-SHA-256$") }
@@ -61,10 +62,10 @@ func (s Secret) isMD5() bool {
 
 // password returns the secret where it is a password in clear.
 func (s Secret) password() (string, bool) {
-	if s.value == nil || s.isVerifier() || s.isMD5() {
+	if s.v == nil || s.isVerifier() || s.isMD5() {
 		return "", false
 	}
-	return *s.value, true
+	return s.v.value, true
 }
 
 // ErrNoSecret is returned by a [SecretSource] for a user that it does not know.
@@ -228,6 +229,9 @@ func (a *scramAuth) Authenticate(ctx context.Context, c *Client) error {
 func (a *scramAuth) exchange(c *Client, secret Secret) error {
 	v, ok := a.verifier(c.User(), secret)
 	srv := scram.NewServer(v, !ok)
+	if old, has := a.previous(v, secret); ok && has {
+		srv.AcceptToo(old)
+	}
 	first, err := c.sasl("SCRAM-SHA-256")
 	if err != nil {
 		return err
@@ -256,7 +260,7 @@ func (a *scramAuth) verifier(user string, secret Secret) (scram.Verifier, bool) 
 		}
 	}
 	if pw, ok := secret.password(); ok && pw != "" {
-		v, err := a.derived.get(pw)
+		v, err := a.derive(pw, secret)
 		if err == nil {
 			return v, true
 		}
@@ -285,23 +289,29 @@ func (a *md5Auth) Authenticate(ctx context.Context, c *Client) error {
 	if secret.isVerifier() {
 		return a.scram.exchange(c, secret)
 	}
-	stored, known := secret.reveal(), secret.isMD5()
-	if pw, ok := secret.password(); ok && pw != "" {
-		stored, known = scram.MD5(c.User(), pw), true
-	}
-	if !known {
-		stored = scram.MD5(c.User(), string(a.scram.seed))
-	}
 	salt := [4]byte(randomBytes(4))
 	got, err := c.askPassword(authMD5, salt[:])
 	if err != nil {
 		return err
 	}
-	want := scram.MD5Response(stored, salt)
-	if subtle.ConstantTimeCompare([]byte(want), got) != 1 || !known {
+	current, previous := a.answers(c.User(), secret, salt, got), a.answers(c.User(), secret.previous(), salt, got)
+	if !current && !previous {
 		return badPassword(c.User())
 	}
 	return nil
+}
+
+// answers reports whether got is the answer of one who knows the secret, and takes as long where there is none.
+func (a *md5Auth) answers(user string, secret Secret, salt [4]byte, got []byte) bool {
+	stored, known := secret.reveal(), secret.isMD5()
+	if pw, ok := secret.password(); ok && pw != "" {
+		stored, known = scram.MD5(user, pw), true
+	}
+	if !known {
+		stored = scram.MD5(user, string(a.scram.seed))
+	}
+	want := scram.MD5Response(stored, salt)
+	return subtle.ConstantTimeCompare([]byte(want), got) == 1 && known
 }
 
 type cleartextAuth struct{ secrets SecretSource }
@@ -315,7 +325,8 @@ func (a cleartextAuth) Authenticate(ctx context.Context, c *Client) error {
 	if err != nil {
 		return err
 	}
-	if !secretMatches(secret, c.User(), got) {
+	current, previous := secretMatches(secret, c.User(), got), secretMatches(secret.previous(), c.User(), got)
+	if !current && !previous {
 		return badPassword(c.User())
 	}
 	return nil

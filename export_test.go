@@ -26,3 +26,15 @@ func Parameters() (rows []ParameterRow) {
 	}
 	return rows
 }
+
+// SameSecret reports whether two secrets are the same text.
+func SameSecret(a, b Secret) bool { return a.same(b) }
+
+// PreviousOf returns what a secret was before.
+func PreviousOf(s Secret) Secret { return s.previous() }
+
+// Remembered returns how many users a cache knows something of.
+func Remembered(c *CachedSecrets) int { return len(c.users) }
+
+// Replaces reports whether a is known to have taken the place of b.
+func Replaces(a, b Secret) bool { return a.replaces(b) }
