@@ -20,11 +20,11 @@ import (
 // Secret is a user's password, or what PostgreSQL stores instead of one: a SCRAM-SHA-256 verifier or an MD5 hash. It does
 // not show itself: every verb of fmt, slog and encoding/json prints a placeholder. The zero Secret is none. While a password
 // is changed, the Secret has a previous version besides; see [Secret.WithPrevious].
-type Secret struct{ v *version }
+type Secret struct{ v **version } // fmt follows no pointer to a pointer, whatever the verb, in whatever it is a field of
 
 // NewSecret returns a Secret that holds s: a password in clear, a verifier as it stands in pg_authid
 // ("SCRAM-SHA-256$…"), or an MD5 hash ("md5" and 32 hexadecimal digits).
-func NewSecret(s string) Secret { return Secret{&version{value: s}} }
+func NewSecret(s string) Secret { return newSecret(version{value: s}) }
 
 const redacted = "[secret]"
 
@@ -50,7 +50,7 @@ func (s Secret) reveal() string {
 	if s.v == nil {
 		return ""
 	}
-	return s.v.value
+	return (*s.v).value
 }
 
 func (s Secret) isVerifier() bool { return strings.HasPrefix(s.reveal(), "SCRAM-SHA-256$") }
@@ -65,7 +65,7 @@ func (s Secret) password() (string, bool) {
 	if s.v == nil || s.isVerifier() || s.isMD5() {
 		return "", false
 	}
-	return s.v.value, true
+	return (*s.v).value, true
 }
 
 // ErrNoSecret is returned by a [SecretSource] for a user that it does not know.

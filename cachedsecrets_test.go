@@ -132,7 +132,7 @@ func TestOneThatGivesUpDoesNotSpoilTheCacheForOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := &vault{slow: 2 * time.Second}
 		v.set("u", pgmoor.NewSecret("one"))
-		c := &pgmoor.CachedSecrets{Source: v}
+		c := &pgmoor.CachedSecrets{Source: v, Logger: quiet}
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)

@@ -82,7 +82,8 @@ func (f *FileSecrets) Secret(_ context.Context, user string) (Secret, error) {
 	return s, nil
 }
 
-// Validate returns an error where the files cannot be read the first time.
+// Validate reads the files now, and returns an error where they cannot be read; what was read before then counts all the same. [New] and
+// [Proxy.Update] call it.
 func (f *FileSecrets) Validate() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -92,7 +93,8 @@ func (f *FileSecrets) Validate() error {
 	case f.Interval < 0:
 		return errors.New("pgmoor: FileSecrets.Interval must not be negative")
 	}
-	return f.lookLocked(time.Now())
+	f.mark, f.looked = "", time.Now()
+	return f.readLocked("")
 }
 
 // Users returns how many users there are, as far as is known.
@@ -108,28 +110,18 @@ func (f *FileSecrets) lookLocked(now time.Time) error {
 	age := now.Sub(newest)
 	switch fresh := age >= 0 && age < settleTime; {
 	case err != nil:
+		err = f.failed(err)
 	case f.read && mark == f.mark:
-		f.looked, f.failure = now, ""
-		return nil
+		f.failure = ""
 	case f.read && fresh: // it is looked at again the next time
 		return nil
-	case fresh:
-		mark = "" // it may change without looking other, and is read once more
+	case fresh: // it may change without looking other, and is read once more
+		err = f.readLocked("")
+	default: // if it is written meanwhile, the next look finds another mark
+		err = f.readLocked(mark)
 	}
 	f.looked = now
-	var found map[string]Secret
-	if err == nil {
-		found, err = readSecrets(f.Path)
-	}
-	if err == nil && len(found) == 0 {
-		err = errors.New("no user in it")
-	}
-	if err == nil { // if it was written meanwhile, the next look finds another mark
-		f.tookLocked(found, mark)
-		return nil
-	}
-	err = fmt.Errorf("pgmoor: FileSecrets %s: %w", f.Path, err)
-	if !f.read {
+	if err == nil || !f.read {
 		return err
 	}
 	if f.failure != err.Error() {
@@ -137,6 +129,23 @@ func (f *FileSecrets) lookLocked(now time.Time) error {
 		f.log().Error("pgmoor: secrets cannot be read, what was read before counts", slog.Any("err", err))
 	}
 	return nil
+}
+
+// readLocked reads the files, which had the mark before.
+func (f *FileSecrets) readLocked(mark string) error {
+	found, err := readSecrets(f.Path)
+	if err == nil && len(found) == 0 {
+		err = errors.New("it holds no users")
+	}
+	if err != nil {
+		return f.failed(err)
+	}
+	f.tookLocked(found, mark)
+	return nil
+}
+
+func (f *FileSecrets) failed(err error) error {
+	return fmt.Errorf("pgmoor: FileSecrets %s: %w", f.Path, err)
 }
 
 func (f *FileSecrets) log() *slog.Logger { return orDefault(f.Logger, slog.Default()) }

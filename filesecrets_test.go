@@ -34,7 +34,7 @@ func TestSecretsAreReadFromFiles(t *testing.T) {
 		"basic-auth":   {".", map[string]string{"username": "a\n", "password": "x\n"}, map[string]string{"a": "x"}, ""},
 		"directory":    {".", map[string]string{"a": "x\n", "b": " y\r\n", "c.json": `{"username":"cc","password":"z"}`, ".hidden": "no", "sub/d": "no"}, map[string]string{"a": "x", "b": " y", "cc": "z"}, ""},
 		"nothing":      {"missing", nil, nil, "no such file"},
-		"no user":      {"users.txt", map[string]string{"users.txt": "; nobody\n"}, nil, "no user in it"},
+		"no user":      {"users.txt", map[string]string{"users.txt": "; nobody\n"}, nil, "it holds no users"},
 		"an empty one": {".", map[string]string{"a": ""}, nil, "a is empty"},
 		"half a line":  {"users.txt", map[string]string{"users.txt": "\"a\" \"sesame"}, nil, "line 1"},
 		"half JSON":    {"a.json", map[string]string{"a.json": `{"username":"a","password":"sesame`}, nil, "not a secret in JSON"},
@@ -112,7 +112,7 @@ func TestAVolumeOfKubernetesIsFollowed(t *testing.T) {
 	}
 	put("..2026_1", "one")
 	require.NoError(t, os.Symlink(filepath.Join("..data", "app"), filepath.Join(dir, "app")))
-	whole, single := &pgmoor.FileSecrets{Path: dir, Interval: time.Nanosecond}, &pgmoor.FileSecrets{Path: dir, Interval: time.Hour}
+	whole, single := &pgmoor.FileSecrets{Path: dir, Interval: time.Nanosecond, Logger: quiet}, &pgmoor.FileSecrets{Path: dir, Interval: time.Hour}
 	says(t, whole, "app", pgmoor.NewSecret("one"))
 	says(t, single, "app", pgmoor.NewSecret("one"))
 	put("..2026_2", "two") // of the same size, and as old

@@ -124,6 +124,7 @@ func (u *upstream) connect(ctx context.Context, t *ticket, key *poolKey, secret 
 		return nil, nil, err
 	}
 	pc, err := pgconn.ConnectConfig(ctx, cfg)
+	cfg.Password = "" // a pgconn.ConnectError holds cfg
 	if !errors.Is(ctx.Err(), context.Canceled) {
 		t.verdict(err == nil || !isUnreachable(err))
 	}

@@ -31,28 +31,33 @@ func (s Secret) WithPrevious(previous Secret) Secret {
 	if s.v == nil || previous.v == nil || s.same(previous) {
 		return s
 	}
-	v, before := *s.v, *previous.v
+	v, before := **s.v, **previous.v
 	before.before = nil
 	v.before = &before
-	return Secret{&v}
+	return newSecret(v)
+}
+
+func newSecret(v version) Secret {
+	p := &v
+	return Secret{&p}
 }
 
 // previous returns what the secret was before; the zero Secret where that does not count.
 func (s Secret) previous() Secret {
-	if s.v == nil {
+	if s.v == nil || (*s.v).before == nil {
 		return Secret{}
 	}
-	return Secret{s.v.before}
+	return newSecret(*(*s.v).before)
 }
 
 // alone returns the secret without a previous version.
 func (s Secret) alone() Secret {
-	if s.v == nil || s.v.before == nil {
+	if s.v == nil || (*s.v).before == nil {
 		return s
 	}
-	v := *s.v
+	v := **s.v
 	v.before = nil
-	return Secret{&v}
+	return newSecret(v)
 }
 
 // same reports whether both are the same text, whatever they were before.
@@ -68,9 +73,9 @@ func (s Secret) toldBy(source any) Secret {
 	if s.v == nil {
 		return s
 	}
-	v := *s.v
+	v := **s.v
 	v.of, v.serial = source, versions.Add(1)
-	return Secret{&v}
+	return newSecret(v)
 }
 
 // replaces reports whether the secret is known to have taken the place of o: a source says so, or o is its previous version.
@@ -79,10 +84,10 @@ func (s Secret) replaces(o Secret) bool {
 	switch {
 	case s.v == nil || o.v == nil || s.same(o):
 		return false
-	case s.v.of != nil && s.v.of == o.v.of:
-		return s.v.serial > o.v.serial
+	case (*s.v).of != nil && (*s.v).of == (*o.v).of:
+		return (*s.v).serial > (*o.v).serial
 	}
-	return s.v.before != nil && s.previous().same(o)
+	return s.previous().same(o)
 }
 
 // derive returns a verifier of a password in clear, the secret's current version. It has the salt of the previous one where that
