@@ -58,14 +58,13 @@ func (p *Proxy) admit(c *Client, cfg *live) error {
 	if e := p.env.admission.enter(p.env.now(), cfg.MaxClients, cfg.ConnectionRate); e != nil {
 		return e
 	}
-	c.admitted = true
+	c.admitted.Store(true)
 	return nil
 }
 
 // discharge undoes admit for a client that is gone.
 func (e *env) discharge(c *Client) {
-	if c.admitted {
-		c.admitted = false
+	if c.admitted.Swap(false) {
 		e.admission.leave()
 	}
 }

@@ -56,8 +56,8 @@ type Client struct {
 	params    []byte // the other startup parameters in order: name, 0, value, 0
 	replicate string // value of the replication parameter
 	unknown   []string
-	leaveSlot func() // ends what counts as the handshake
-	admitted  bool   // it counts as a client; owned as conn is
+	leaveSlot func()      // ends what counts as the handshake
+	admitted  atomic.Bool // it counts as a client; Close may take that back while the login ends
 
 	authenticating atomic.Bool // an Authenticator has it
 }
