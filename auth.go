@@ -19,12 +19,13 @@ import (
 )
 
 // Secret is a user's password, or what PostgreSQL stores instead of one: a SCRAM-SHA-256 verifier or an MD5 hash. It does
-// not show itself: every verb of fmt, slog and encoding/json prints a placeholder. The zero Secret is none.
-type Secret struct{ value *string }
+// not show itself: every verb of fmt, slog and encoding/json prints a placeholder. The zero Secret is none. While a password
+// is changed, the Secret has a previous version besides; see [Secret.WithPrevious].
+type Secret struct{ v **version } // fmt follows no pointer to a pointer, whatever the verb, in whatever it is a field of
 
 // NewSecret returns a Secret that holds s: a password in clear, a verifier as it stands in pg_authid
 // ("SCRAM-SHA-256$…"), or an MD5 hash ("md5" and 32 hexadecimal digits).
-func NewSecret(s string) Secret { return Secret{&s} }
+func NewSecret(s string) Secret { return newSecret(version{value: s}) }
 
 const redacted = "[secret]"
 
@@ -44,13 +45,13 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 func (s Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 // IsZero reports whether there is no secret.
-func (s Secret) IsZero() bool { return s.value == nil }
+func (s Secret) IsZero() bool { return s.v == nil }
 
 func (s Secret) reveal() string {
-	if s.value == nil {
+	if s.v == nil {
 		return ""
 	}
-	return *s.value
+	return (*s.v).value
 }
 
 func (s Secret) isVerifier() bool { return strings.HasPrefix(s.reveal(), "SCRAM-SHA-256$") }
@@ -62,10 +63,10 @@ func (s Secret) isMD5() bool {
 
 // password returns the secret where it is a password in clear.
 func (s Secret) password() (string, bool) {
-	if s.value == nil || s.isVerifier() || s.isMD5() {
+	if s.v == nil || s.isVerifier() || s.isMD5() {
 		return "", false
 	}
-	return *s.value, true
+	return (*s.v).value, true
 }
 
 // ErrNoSecret is returned by a [SecretSource] for a user that it does not know.
@@ -153,7 +154,7 @@ func MD5(secrets SecretSource) Authenticator {
 
 // Cleartext returns an Authenticator that asks for the password in clear. It refuses clients whose connection is not
 // encrypted. From the first SCRAM verifier among secrets on, each login costs what checking a password against the costliest that was
-// seen costs, milliseconds of CPU: or the time would tell who exists.
+// seen costs, with its previous version, milliseconds of CPU: or the time would tell who exists.
 func Cleartext(secrets SecretSource) Authenticator { return &cleartextAuth{secrets: secrets} }
 
 // Trust returns an Authenticator that lets clients of the same machine in, as the user that they say they are: those in
@@ -230,6 +231,9 @@ func (a *scramAuth) Authenticate(ctx context.Context, c *Client) error {
 func (a *scramAuth) exchange(c *Client, secret Secret) error {
 	v, ok := a.verifier(c.User(), secret)
 	srv := scram.NewServer(v, !ok)
+	if old, has := a.previous(v, secret); ok && has {
+		srv.AcceptToo(old)
+	}
 	first, err := c.offerSCRAM(srv)
 	if err != nil {
 		return err
@@ -258,7 +262,7 @@ func (a *scramAuth) verifier(user string, secret Secret) (scram.Verifier, bool) 
 		}
 	}
 	if pw, ok := secret.password(); ok && pw != "" {
-		v, err := a.derived.get(pw)
+		v, err := a.derive(pw, secret)
 		if err == nil {
 			return v, true
 		}
@@ -288,29 +292,35 @@ func (a *md5Auth) Authenticate(ctx context.Context, c *Client) error {
 	if secret.isVerifier() {
 		return a.scram.exchange(c, secret)
 	}
-	stored, known := secret.reveal(), secret.isMD5()
-	if pw, ok := secret.password(); ok && pw != "" {
-		stored, known = scram.MD5(c.User(), pw), true
-	}
-	if !known {
-		stored = scram.MD5(c.User(), string(a.scram.seed))
-	}
 	salt := [4]byte(randomBytes(4))
 	a.warned.Do(c.warnMD5)
 	got, err := c.askPassword(authMD5, salt[:])
 	if err != nil {
 		return err
 	}
-	want := scram.MD5Response(stored, salt)
-	if subtle.ConstantTimeCompare([]byte(want), got) != 1 || !known {
+	current, previous := a.answers(c.User(), secret, salt, got), a.answers(c.User(), secret.previous(), salt, got)
+	if !current && !previous {
 		return badPassword(c.User())
 	}
 	return nil
 }
 
+// answers reports whether got is the answer of one who knows the secret, and takes as long where there is none.
+func (a *md5Auth) answers(user string, secret Secret, salt [4]byte, got []byte) bool {
+	stored, known := secret.reveal(), secret.isMD5()
+	if pw, ok := secret.password(); ok && pw != "" {
+		stored, known = scram.MD5(user, pw), true
+	}
+	if !known {
+		stored = scram.MD5(user, string(a.scram.seed))
+	}
+	want := scram.MD5Response(stored, salt)
+	return subtle.ConstantTimeCompare([]byte(want), got) == 1 && known
+}
+
 type cleartextAuth struct {
 	secrets SecretSource
-	cost    atomic.Int64 // iterations of the costliest verifier that was seen
+	cost    atomic.Int64 // iterations of the costliest secret that was seen, both versions together
 }
 
 func (a *cleartextAuth) Authenticate(ctx context.Context, c *Client) error {
@@ -322,20 +332,17 @@ func (a *cleartextAuth) Authenticate(ctx context.Context, c *Client) error {
 	if err != nil {
 		return err
 	}
-	ok := secretMatches(secret, c.User(), got)
+	current, previous := secretMatches(secret, c.User(), got), secretMatches(secret.previous(), c.User(), got)
 	a.spend(secret, got)
-	if !ok {
+	if !current && !previous {
 		return badPassword(c.User())
 	}
 	return nil
 }
 
-// spend does what is missing of the work for the costliest verifier.
+// spend does what is missing of the work for the costliest secret.
 func (a *cleartextAuth) spend(secret Secret, password string) {
-	own := int64(0)
-	if v, err := scram.ParseVerifier(secret.reveal()); err == nil {
-		own = int64(v.Iterations)
-	}
+	own := secret.iterations() + secret.previous().iterations()
 	most := a.cost.Load()
 	for own > most && !a.cost.CompareAndSwap(most, own) {
 		most = a.cost.Load()
@@ -343,6 +350,15 @@ func (a *cleartextAuth) spend(secret Secret, password string) {
 	if own < most {
 		_, _ = scram.NewVerifier(password, []byte(redacted), int(most-own))
 	}
+}
+
+// iterations returns what it costs to compare a password with the secret.
+func (s Secret) iterations() int64 {
+	v, err := scram.ParseVerifier(s.reveal())
+	if err != nil {
+		return 0
+	}
+	return int64(v.Iterations)
 }
 
 // secretMatches compares a password with a secret of any form, in constant time. An empty password never matches.

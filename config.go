@@ -277,7 +277,7 @@ func (c *Config) validate() error {
 	if c.Verify > VerifyAlways {
 		return fmt.Errorf("pgmoor: Config.Verify is %d, which is no VerifyMode", c.Verify)
 	}
-	for _, f := range []any{c.Budget, c.Peers} {
+	for _, f := range []any{c.Budget, c.Peers, c.Secrets} {
 		if v, ok := f.(interface{ Validate() error }); ok {
 			if err := v.Validate(); err != nil {
 				return err

@@ -2,6 +2,8 @@ package pgmoor
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
+	"strconv"
 	"sync"
 
 	"github.com/pgmoor/pgmoor/internal/scram"
@@ -23,16 +25,39 @@ type verifierCache struct {
 	m  map[[sha256.Size]byte]scram.Verifier
 }
 
+// get returns a verifier of a password, with a salt of its own that stays the same.
 func (c *verifierCache) get(password string) (scram.Verifier, error) {
+	return c.find(c.key(password), password, nil, scramIterations)
+}
+
+// like returns a verifier of a password with the salt and the number of iterations of another one.
+func (c *verifierCache) like(v scram.Verifier, password string) (scram.Verifier, error) {
+	return c.find(c.key(password, strconv.Itoa(v.Iterations), string(v.Salt)), password, v.Salt, v.Iterations)
+}
+
+// key is where a verifier is kept.
+func (c *verifierCache) key(parts ...string) [sha256.Size]byte {
 	c.once.Do(func() { c.salt = randomBytes(16) })
-	key := sha256.Sum256(append(append(make([]byte, 0, 64), c.salt...), password...))
+	b := append(make([]byte, 0, 128), c.salt...)
+	for _, part := range parts {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(part)))
+		b = append(b, part...)
+	}
+	return sha256.Sum256(b)
+}
+
+// find returns what is kept, or derives it: with a new salt, if there is none.
+func (c *verifierCache) find(key [sha256.Size]byte, password string, salt []byte, iterations int) (scram.Verifier, error) {
 	c.mu.Lock()
 	v, ok := c.m[key]
 	c.mu.Unlock()
 	if ok {
 		return v, nil
 	}
-	v, err := scram.NewVerifier(password, randomBytes(16), scramIterations)
+	if salt == nil {
+		salt = randomBytes(scram.SaltSize)
+	}
+	v, err := scram.NewVerifier(password, salt, iterations)
 	if err != nil {
 		return v, err
 	}

@@ -96,6 +96,20 @@ func goBlock(t *testing.T, path string) string {
 	return "\t" + strings.ReplaceAll(strings.TrimSuffix(block, "\n"), "\n", "\n\t") + "\n"
 }
 
+// docsBlock returns the SQL in docs/configuration.md that contains a text.
+func docsBlock(t *testing.T, contains string) string {
+	t.Helper()
+	text, err := os.ReadFile("docs/configuration.md")
+	require.NoError(t, err)
+	for _, block := range strings.Split(string(text), "```sql\n")[1:] {
+		if block, _, ok := strings.Cut(block, "```"); ok && strings.Contains(block, contains) {
+			return block
+		}
+	}
+	require.Fail(t, "no such block", contains)
+	return ""
+}
+
 func TestReadmeNamesTheGoVersionOfTheModule(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)

@@ -20,6 +20,7 @@ const (
 	codeProtocolViolation   = "08P01"
 	codeNotSupported        = "0A000"
 	codeInternal            = "XX000"
+	codeBadText             = "22021"
 	codeActiveTransaction   = "25001"
 	codeFailedTransaction   = "25P02"
 	codeDuplicateStatement  = "42P05"

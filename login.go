@@ -31,6 +31,7 @@ func (p *Proxy) welcome(conn net.Conn, local bool) {
 	if err != nil {
 		p.env.discharge(c)
 		p.refused(c, err)
+		p.doubt(c, err)
 		return
 	}
 	select {

@@ -40,6 +40,7 @@ func (p *pool) construct(ctx context.Context) (*server, error) {
 	p.learn(li)
 	sc := newServer(li, p)
 	sc.epoch = t.epoch
+	p.noteLogin(sc, li.with)
 	return sc, nil
 }
 
@@ -183,7 +184,7 @@ func (p *pool) opened(res *puddle.Resource[*server]) {
 	p.dialing--
 	p.servers++
 	p.open[sc] = struct{}{}
-	p.backoff, p.retryAt, p.failing = 0, time.Time{}, false
+	p.backoff, p.retryAt, p.failing, p.refusedSince = 0, time.Time{}, false, time.Time{}
 	p.welcome, p.base = sc.welcome, sc.fresh
 	p.wg.Add(1)
 	p.mu.Unlock()
@@ -214,7 +215,7 @@ func (p *pool) openFailed(err error) {
 		p.retryAt = p.env.now().Add(pause)
 	}
 	var refused []*Session
-	if isPermanent(err) || p.closed {
+	if isPermanent(err) && !p.mayRotateLocked(err) || p.closed {
 		p.tellLoginsLocked(err)
 		for p.servers == 0 && p.first != nil {
 			refused = append(refused, p.first)

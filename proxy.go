@@ -58,6 +58,7 @@ type Proxy struct {
 	pools     map[poolKey]*pool // by sorted key
 	budget    *budget
 	narrow    map[shareKey]*budget  // of one user or one database, while it has pools
+	accounts  map[string]*account   // by user, while it has pools
 	shaking   map[net.Conn]struct{} // connections in the middle of a handshake
 	stopShare context.CancelFunc    // nil: there is no Config.Budget, or it was not started
 	started   bool
@@ -344,7 +345,7 @@ func (p *Proxy) pool(key poolKey) (*pool, error) {
 	pl := p.pools[by]
 	if pl == nil {
 		var err error
-		if pl, err = newPool(key, p.env, p.budget, p.sharesOf(&key)); err != nil {
+		if pl, err = newPool(key, p.env, p.accountOf(&key), p.budget, p.sharesOf(&key)); err != nil {
 			return nil, err
 		}
 		p.pools[by] = pl

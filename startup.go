@@ -64,7 +64,7 @@ type Client struct {
 	log   *slog.Logger // for Authenticators; nil: there is none
 
 	authenticating atomic.Bool // an Authenticator has it
-	admitted       atomic.Bool // it counts as a client
+	admitted       atomic.Bool // it counts as a client; Close may take that back while the login ends
 }
 
 // User returns the user name of the startup packet.

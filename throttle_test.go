@@ -153,5 +153,5 @@ func TestWhatIsRememberedOfFailuresIsBounded(t *testing.T) {
 		c := pgmoor.ClientFrom(foreignAddr(fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255)), strings.Repeat("x", i%100))
 		require.Error(t, throttle.Authenticate(t.Context(), c))
 	}
-	require.LessOrEqual(t, pgmoor.Remembered(throttle), 10000)
+	require.LessOrEqual(t, pgmoor.RememberedOrigins(throttle), 10000)
 }

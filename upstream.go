@@ -86,6 +86,7 @@ type loggedIn struct {
 	set              settings // by Config.InitQuery
 	initial          *initial // which that was; nil: none was run
 	available        int      // connections that the server has for ordinary users; 0: it was not asked
+	with             Secret   // what the server was given, if it asked
 }
 
 // open logs in to the first host that lets it, for something else than a pool.
@@ -98,38 +99,42 @@ func (u *upstream) open(ctx context.Context, key *poolKey) (*loggedIn, error) {
 	return u.openAt(ctx, t, key, nil)
 }
 
+// preparer uses a new connection before anybody gets it.
+type preparer = func(context.Context, newConn, *loggedIn) error
+
 // openAt logs in to the first host, from the ticket's on, that lets it. Before anybody gets the connection, prepare may use it.
-func (u *upstream) openAt(ctx context.Context, t *ticket, key *poolKey, prepare func(context.Context, newConn, *loggedIn) error) (*loggedIn, error) {
+func (u *upstream) openAt(ctx context.Context, t *ticket, key *poolKey, prepare preparer) (*loggedIn, error) {
 	ctx, cancel := context.WithTimeout(ctx, u.cfg.connectTimeout())
 	defer cancel()
-	secret, err := u.secret(ctx, key.user)
-	if err != nil {
-		return nil, &openError{cause: err}
-	}
-	li, err := u.logIn(ctx, t, key, secret, prepare)
+	var li *loggedIn
+	secret, err := u.withSecret(ctx, key.user, func(s Secret) (err error) {
+		li, err = u.logIn(ctx, t, key, s, prepare)
+		return err
+	})
 	if err != nil {
 		return nil, &openError{cause: err, hint: orDefault(initHint(err), passwordHint(err, secret))}
 	}
+	li.with = secret
 	return li, nil
 }
 
-// secret returns the zero Secret where none is known.
-func (u *upstream) secret(ctx context.Context, user string) (Secret, error) {
-	if u.secrets == nil {
-		return Secret{}, nil
-	}
-	return lookup(ctx, u.secrets, user)
-}
-
-func (u *upstream) logIn(ctx context.Context, t *ticket, key *poolKey, secret Secret, prepare func(context.Context, newConn, *loggedIn) error) (*loggedIn, error) {
+// connect logs in.
+func (u *upstream) connect(ctx context.Context, t *ticket, key *poolKey, secret Secret) (*pgconn.PgConn, *dialed, error) {
 	cfg, rec, err := u.config(t, key, secret)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	pc, err := pgconn.ConnectConfig(ctx, cfg)
+	cfg.Password = "" // a pgconn.ConnectError holds cfg
 	if !errors.Is(ctx.Err(), context.Canceled) {
 		t.verdict(err == nil || !isUnreachable(err))
 	}
+	return pc, rec, err
+}
+
+// logIn logs in and takes the connection over.
+func (u *upstream) logIn(ctx context.Context, t *ticket, key *poolKey, secret Secret, prepare preparer) (*loggedIn, error) {
+	pc, rec, err := u.connect(ctx, t, key, secret)
 	if err != nil {
 		return nil, err
 	}
@@ -209,6 +214,13 @@ func attemptText(err error) string {
 		return errors.Unwrap(err).Error()
 	}
 	return err.Error()
+}
+
+// isRefusedPassword reports whether a login failed because of the password.
+func isRefusedPassword(err error) bool {
+	var pg *pgconn.PgError
+	var init *initError
+	return errors.As(err, &pg) && pg.Code == codeBadPassword && !errors.As(err, &init)
 }
 
 // passwordHint says whose fault it is that a server refused the password that the proxy had for it, if it did.
@@ -451,8 +463,55 @@ func isUnreachable(err error) bool {
 	return true
 }
 
-// newConn is a connection that has just logged in and that nobody has got yet.
+// openOwn logs in for queries of the proxy's own.
+func (u *upstream) openOwn(ctx context.Context, key *poolKey) (newConn, error) {
+	t, err := u.logins.enter(ctx)
+	if err != nil {
+		return newConn{}, err
+	}
+	defer t.leave()
+	ctx, cancel := context.WithTimeout(ctx, u.cfg.connectTimeout())
+	defer cancel()
+	var pc *pgconn.PgConn
+	_, err = u.withSecret(ctx, key.user, func(s Secret) error {
+		pc, _, err = u.connect(ctx, t, key, s)
+		return err
+	})
+	if err != nil {
+		return newConn{}, &openError{cause: err}
+	}
+	if l, ok := pc.Conn().(*loginConn); ok {
+		l.heard, l.done = nil, true
+	}
+	return newConn{pc}, nil
+}
+
+// newConn is a connection that has just logged in and that nobody has got yet, or one of the proxy's own; or none.
 type newConn struct{ pc *pgconn.PgConn }
+
+func (c newConn) usable() bool { return c.pc != nil && !c.pc.IsClosed() }
+
+// ask runs one query with a text as its parameter, and returns all its rows.
+func (c newConn) ask(ctx context.Context, query, param string) (rows [][][]byte, err error) {
+	res := c.pc.ExecParams(ctx, query, [][]byte{[]byte(param)}, nil, nil, nil).Read()
+	return res.Rows, res.Err
+}
+
+// close says goodbye, for a second at most.
+func (c newConn) close() {
+	if !c.usable() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = c.pc.Close(ctx)
+}
+
+// isNoText reports whether a server found that a parameter is not in its encoding.
+func isNoText(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == codeBadText
+}
 
 // run runs statements and returns all their rows. An error of the server's does not point into their text, which no client knows.
 func (c newConn) run(ctx context.Context, statements string) (rows [][][]byte, err error) {

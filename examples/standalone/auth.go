@@ -34,7 +34,7 @@ func (o *options) resolveRules() error {
 			return err
 		}
 	case o.config.Authenticator == nil && o.failures > 0:
-		o.config.Authenticator = pgmoor.SCRAM(o.secrets)
+		o.config.Authenticator = pgmoor.SCRAM(o.secrets.sources)
 	}
 	if o.failures > 0 && (o.auth != "trust" || o.hba != "") {
 		o.config.Authenticator = pgmoor.Throttle(o.config.Authenticator, o.failures, 0)
@@ -59,7 +59,7 @@ func (o *options) readRules() error {
 		return fmt.Errorf("-hba: %w", err)
 	}
 	defer f.Close()
-	rules, err := pgmoor.ParseHBA(f, pgmoor.StandardMethods(o.secrets, maps))
+	rules, err := pgmoor.ParseHBA(f, pgmoor.StandardMethods(o.secrets.sources, maps))
 	if err == nil && len(rules) == 0 {
 		err = errors.New("it has no rules: nobody could log in")
 	}

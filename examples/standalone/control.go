@@ -87,12 +87,12 @@ func (c *control) join() {
 func (c *control) reload() {
 	next, err := parseOptions(c.o.args, io.Discard)
 	if err == nil {
-		next.config.Logger = c.log
+		next.config.Logger, next.config.Secrets, next.config.Authenticator = c.log, c.o.config.Secrets, c.o.config.Authenticator
 		err = c.p.Update(next.config)
 	}
 	if err != nil {
 		c.log.Error("pgmoor: nothing is changed by SIGHUP: " + plain(err))
 		return
 	}
-	c.log.Info("pgmoor: files were read again", slog.Int("users", len(next.secrets)))
+	c.log.Info("pgmoor: files were read again", slog.Int("users", c.o.secrets.fileUsers()))
 }

@@ -26,7 +26,6 @@ type options struct {
 	version      bool
 	listen       addresses
 	upstream     string
-	users        string
 	hba, ident   string
 	clientCA     string
 	failures     int
@@ -46,7 +45,7 @@ type options struct {
 	inherited    []string // names of the sockets that were passed to the process
 
 	servers *dsn.DSN // upstream, taken apart
-	secrets pgmoor.StaticSecrets
+	secrets secrets
 	config  pgmoor.Config
 }
 
@@ -205,8 +204,7 @@ func (o *options) flags() *flag.FlagSet {
 		"sslrootcert and connect_timeout count; a database in it does not matter. A user and password in it\n"+
 		"are as good as a line of the users file, whose own line for that user wins. Other users of this\n"+
 		"machine see flags in ps: with a password, rather put the DSN into PGMOOR_UPSTREAM, which counts\nwhere the flag is missing. Required")
-	f.StringVar(&o.users, "users", "", "`FILE` with passwords in the format of PgBouncer's userlist.txt, read again at SIGHUP. A SCRAM verifier\n"+
-		"or an MD5 hash in it lets the client in; where the server asks for a password too, it has to be there in clear")
+	o.secretFlags(f)
 	f.StringVar(&o.auth, "auth", "scram-sha-256", "how clients log in: `METHOD` scram-sha-256, md5, or trust. trust takes any user at his word, on\n"+
 		"loopback addresses and Unix sockets only; on the servers he needs a password of the users file, or none")
 	o.authFlags(f)
@@ -232,6 +230,19 @@ func (o *options) flags() *flag.FlagSet {
 		"debug (also clients that hang up)")
 	f.BoolVar(&o.version, "version", false, "print the version and exit")
 	return f
+}
+
+func (o *options) secretFlags(f *flag.FlagSet) {
+	s := &o.secrets
+	s.grace = pgmoor.DefaultSecretGrace
+	f.StringVar(&s.users, "users", "", "`PATH` of passwords, read again when they change: a file in the format of PgBouncer's userlist.txt; a file of\n"+
+		"{\"username\", \"password\"} or a list of such, whose name ends in .json; or a directory with a file for each user, as\n"+
+		"Kubernetes mounts it. A SCRAM verifier or an MD5 hash lets the client in; where the server asks for a password too,\n"+
+		"it has to be there in clear")
+	f.StringVar(&s.authQuery, "auth-query", "", "ask a database for the passwords of other users, as the user of a `DSN`, who has to be a superuser without\n"+
+		"-auth-query-sql. With a password, rather put the DSN into PGMOOR_AUTH_QUERY, which counts where the flag is missing")
+	f.StringVar(&s.authSQL, "auth-query-sql", "", "ask by `QUERY`, which has the user as $1 and returns the name and the secret, with all names qualified")
+	f.Var((*duration)(&s.grace), "password-grace", "when a password changes, let clients in with the one from before for `DURATION`; 0: not at all")
 }
 
 // resolve checks the flags against each other and makes the Config. given are the flags that were.
@@ -320,20 +331,10 @@ func (o *options) resolveUpstream() error {
 }
 
 func (o *options) resolveSecrets() error {
-	o.secrets = pgmoor.StaticSecrets{}
-	if o.users != "" {
-		var err error
-		if o.secrets, err = pgmoor.ReadUserList(o.users); err != nil {
-			return fmt.Errorf("-users: %s", plain(err))
-		}
-		if len(o.secrets) == 0 {
-			return fmt.Errorf(`-users: %s holds no users: write a line "user" "password" for each`, o.users)
-		}
+	if err := o.secrets.resolve(o.servers); err != nil {
+		return err
 	}
-	if _, known := o.secrets[o.servers.User]; !known && o.servers.Password != "" {
-		o.secrets[o.servers.User] = pgmoor.NewSecret(o.servers.Password)
-	}
-	o.config.Secrets = o.secrets
+	o.config.Secrets = o.secrets.sources
 	return nil
 }
 
@@ -342,7 +343,7 @@ func (o *options) resolveAuth() error {
 	case "scram-sha-256":
 		// a Proxy asks for it that has secrets, and goes on in the same way when it gets others
 	case "md5":
-		o.config.Authenticator = pgmoor.MD5(o.secrets)
+		o.config.Authenticator = pgmoor.MD5(o.secrets.sources)
 	case "trust":
 		o.config.Authenticator = pgmoor.Trust()
 		if o.hba != "" {
@@ -356,8 +357,8 @@ func (o *options) resolveAuth() error {
 	default:
 		return fmt.Errorf("-auth %q is not one of scram-sha-256, md5, trust", o.auth)
 	}
-	if len(o.secrets) == 0 {
-		return fmt.Errorf("-auth %s needs passwords: name a file with -users", o.auth)
+	if len(o.secrets.sources) == 0 {
+		return fmt.Errorf("-auth %s needs passwords: name a file with -users, or a database with -auth-query", o.auth)
 	}
 	return nil
 }

@@ -39,6 +39,7 @@ func (e *ProtocolError) Error() string {
 // Server is one exchange with one client: First, then Final, once each. It is not for concurrent use.
 type Server struct {
 	verifier Verifier
+	old      *Verifier // nil: there is none besides
 	doomed   bool
 
 	state       state
@@ -120,10 +121,11 @@ func (s *Server) Final(clientFinal []byte) (serverFinal []byte, err error) {
 	if subtle.ConstantTimeCompare([]byte(nonce), []byte(s.nonce)) != 1 {
 		return nil, violation("invalid SCRAM response", "Nonce does not match.")
 	}
-	if !s.proves(proof, unproved) || s.doomed {
+	v, ok := s.proven(proof, unproved)
+	if !ok || s.doomed {
 		return nil, ErrAuthFailed
 	}
-	return []byte("v=" + encode(mac(s.verifier.ServerKey, s.clientFirst, s.serverFirst, unproved))), nil
+	return []byte("v=" + encode(mac(v.ServerKey, s.clientFirst, s.serverFirst, unproved))), nil
 }
 
 // step panics unless want is the state, and leaves done behind, from which only success leads on.
@@ -134,12 +136,12 @@ func (s *Server) step(want state) {
 	s.state = done
 }
 
-// proves reports whether proof is that of a client which knows the key that the stored one is the hash of.
-func (s *Server) proves(proof []byte, unproved string) bool {
-	clientKey := mac(s.verifier.StoredKey, s.clientFirst, s.serverFirst, unproved)
+// proves reports whether proof is that of a client which knows the key that v's stored one is the hash of.
+func (s *Server) proves(v *Verifier, proof []byte, unproved string) bool {
+	clientKey := mac(v.StoredKey, s.clientFirst, s.serverFirst, unproved)
 	subtle.XORBytes(clientKey, clientKey, proof)
 	storedKey := sha256.Sum256(clientKey)
-	return hmac.Equal(storedKey[:], s.verifier.StoredKey)
+	return hmac.Equal(storedKey[:], v.StoredKey)
 }
 
 func newNonce() string {
