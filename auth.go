@@ -139,17 +139,17 @@ func (f AuthenticatorFunc) Authenticate(ctx context.Context, c *Client) error { 
 // SCRAM returns an Authenticator that asks for SCRAM-SHA-256 (RFC 7677; PostgreSQL documentation, "SASL
 // Authentication"), and over TLS offers SCRAM-SHA-256-PLUS first, which binds the exchange to the certificate that the client
 // was shown: a client with channel_binding=require is let down by nobody in between. That is not offered where a certificate's
-// signature names no hash function, as Ed25519 does not. Unknown users go through the same exchange as known ones. Users of whom
-// only an MD5 hash is known cannot pass.
+// signature names no hash function, as Ed25519 does not. Unknown users go through the same exchange as known ones, and see a salt that stays the
+// same for as long as the process runs, as do users whose password is known in clear. Users of whom only an MD5 hash is known cannot pass.
 func SCRAM(secrets SecretSource) Authenticator {
-	return &scramAuth{secrets: secrets, seed: randomBytes(32)}
+	return &scramAuth{secrets: secrets}
 }
 
 // MD5 returns an Authenticator that asks for an MD5-hashed password as PostgreSQL's md5 method does, and as it does,
 // asks a user for SCRAM-SHA-256 of whom a SCRAM verifier is known. It is for clients that know nothing better: who reads along can
 // try passwords, and PostgreSQL has deprecated it. The log gets a warning when it is used first.
 func MD5(secrets SecretSource) Authenticator {
-	return &md5Auth{secrets: secrets, scram: scramAuth{secrets: secrets, seed: randomBytes(32)}}
+	return &md5Auth{secrets: secrets, scram: scramAuth{secrets: secrets}}
 }
 
 // Cleartext returns an Authenticator that asks for the password in clear. It refuses clients whose connection is not
@@ -216,7 +216,6 @@ func lookup(ctx context.Context, src SecretSource, user string) (Secret, error) 
 
 type scramAuth struct {
 	secrets SecretSource
-	seed    []byte // of the salts that unknown users see
 	derived verifierCache
 }
 
@@ -262,12 +261,12 @@ func (a *scramAuth) verifier(user string, secret Secret) (scram.Verifier, bool) 
 		}
 	}
 	if pw, ok := secret.password(); ok && pw != "" {
-		v, err := a.derive(pw, secret)
+		v, err := a.derive(user, pw, secret)
 		if err == nil {
 			return v, true
 		}
 	}
-	return scram.MockVerifier(user, a.seed), false
+	return mock(user), false
 }
 
 func scramError(c *Client, err error) error {
@@ -312,7 +311,7 @@ func (a *md5Auth) answers(user string, secret Secret, salt [4]byte, got []byte) 
 		stored, known = scram.MD5(user, pw), true
 	}
 	if !known {
-		stored = scram.MD5(user, string(a.scram.seed))
+		stored = scram.MD5(user, string(mockSeed()))
 	}
 	want := scram.MD5Response(stored, salt)
 	return subtle.ConstantTimeCompare([]byte(want), got) == 1 && known

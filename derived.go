@@ -12,8 +12,12 @@ import (
 // maxDerived is how many derived verifiers are kept.
 const maxDerived = 10000
 
-// scramIterations is PostgreSQL's default of scram_iterations.
-const scramIterations = 4096
+// mockSeed is what salts are made of that no verifier has. One serves all Authenticators of the process: what a user sees does not
+// change with an Update, or that would tell it from users with stored verifiers.
+var mockSeed = sync.OnceValue(func() []byte { return randomBytes(32) })
+
+// mock returns what a user without a secret is shown.
+func mock(user string) scram.Verifier { return scram.MockVerifier(user, mockSeed()) }
 
 // verifierCache keeps the SCRAM verifiers that were derived from passwords in clear: deriving one costs milliseconds of
 // CPU, and a login with one costs microseconds. Its keys are salted hashes: the cache holds no password.
@@ -25,14 +29,31 @@ type verifierCache struct {
 	m  map[[sha256.Size]byte]scram.Verifier
 }
 
-// get returns a verifier of a password, with a salt of its own that stays the same.
-func (c *verifierCache) get(password string) (scram.Verifier, error) {
-	return c.find(c.key(password), password, nil, scramIterations)
+// get returns a verifier of a user's password, with the salt that the user would see without one.
+func (c *verifierCache) get(user, password string) (scram.Verifier, error) {
+	return c.like(mock(user), password)
 }
 
 // like returns a verifier of a password with the salt and the number of iterations of another one.
 func (c *verifierCache) like(v scram.Verifier, password string) (scram.Verifier, error) {
-	return c.find(c.key(password, strconv.Itoa(v.Iterations), string(v.Salt)), password, v.Salt, v.Iterations)
+	key := c.key(password, strconv.Itoa(v.Iterations), string(v.Salt))
+	c.mu.Lock()
+	known, ok := c.m[key]
+	c.mu.Unlock()
+	if ok {
+		return known, nil
+	}
+	v, err := scram.NewVerifier(password, v.Salt, v.Iterations)
+	if err != nil {
+		return v, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.m == nil || len(c.m) >= maxDerived {
+		c.m = make(map[[sha256.Size]byte]scram.Verifier)
+	}
+	c.m[key] = v
+	return v, nil
 }
 
 // key is where a verifier is kept.
@@ -44,31 +65,4 @@ func (c *verifierCache) key(parts ...string) [sha256.Size]byte {
 		b = append(b, part...)
 	}
 	return sha256.Sum256(b)
-}
-
-// find returns what is kept, or derives it: with a new salt, if there is none.
-func (c *verifierCache) find(key [sha256.Size]byte, password string, salt []byte, iterations int) (scram.Verifier, error) {
-	c.mu.Lock()
-	v, ok := c.m[key]
-	c.mu.Unlock()
-	if ok {
-		return v, nil
-	}
-	if salt == nil {
-		salt = randomBytes(scram.SaltSize)
-	}
-	v, err := scram.NewVerifier(password, salt, iterations)
-	if err != nil {
-		return v, err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if prev, ok := c.m[key]; ok {
-		return prev, nil
-	}
-	if c.m == nil || len(c.m) >= maxDerived {
-		c.m = make(map[[sha256.Size]byte]scram.Verifier)
-	}
-	c.m[key] = v
-	return v, nil
 }

@@ -33,7 +33,7 @@ func ClientFrom(a net.Addr, user string) *Client {
 }
 
 // RememberedOrigins returns how many origins a throttle remembers.
-func RememberedOrigins(a Authenticator) int { return len(a.(*throttle).origins) }
+func RememberedOrigins(a Authenticator) int { return len(a.(*throttle).seen.Load().known) }
 
 // CleartextCost returns the iterations that each login costs.
 func CleartextCost(a Authenticator) int64 { return a.(*cleartextAuth).cost.Load() }

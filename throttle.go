@@ -9,6 +9,7 @@ import (
 	"math"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -33,23 +34,37 @@ const (
 // user alone, until there are ten times as many, and then still not for users who have logged in from there within the hour. No more logins
 // of a user from a network are under way at once than may still fail; others wait for them, unless such a user's. Clients of the
 // same machine, through Unix sockets, are not counted. What is remembered is bounded, to 10,000 networks and users; those
-// that were not heard of for longest are forgotten. It is kept for as long as the Authenticator is used, over [Proxy.Update] too.
+// that were not heard of for longest are forgotten. It is kept for as long as the Authenticator is used,
+// and a [Proxy.Update] with another one of Throttle's in its place hands it on.
 func Throttle(next Authenticator, failures int, recovery time.Duration) Authenticator {
-	return &throttle{
-		next: next, limit: max(orDefault(failures, DefaultLoginFailures), 1), every: max(orDefault(recovery, DefaultLoginRecovery), 1),
-		seed: maphash.MakeSeed(), origins: make(map[originKey]*list.Element),
-	}
+	t := &throttle{next: next, limit: max(orDefault(failures, DefaultLoginFailures), 1), every: max(orDefault(recovery, DefaultLoginRecovery), 1)}
+	t.seen.Store(&origins{seed: maphash.MakeSeed(), known: make(map[originKey]*list.Element)})
+	return t
 }
 
 type throttle struct {
 	next  Authenticator
 	limit int
 	every time.Duration
-	seed  maphash.Seed
+	seen  atomic.Pointer[origins] // of another one's too, after an Update
+}
 
-	mu      sync.Mutex
-	origins map[originKey]*list.Element
-	recent  list.List // of *origin, the latest in front
+// origins are what is remembered.
+type origins struct {
+	seed maphash.Seed
+
+	mu     sync.Mutex
+	known  map[originKey]*list.Element
+	recent list.List // of *origin, the latest in front
+}
+
+// inheritFailures hands what one Authenticator remembers on to that which takes its place, if both are throttles.
+func inheritFailures(next, was Authenticator) {
+	n, ok1 := next.(*throttle)
+	w, ok2 := was.(*throttle)
+	if ok1 && ok2 {
+		n.seen.Store(w.seen.Load())
+	}
 }
 
 // originKey is a network with the hash of a user's name; 0: all of them.
@@ -81,12 +96,13 @@ func (t *throttle) Authenticate(ctx context.Context, c *Client) error {
 	if !ok {
 		return t.next.Authenticate(ctx, c)
 	}
-	user := maphash.String(t.seed, c.user) | 1
-	if err := t.enter(ctx, network, user); err != nil {
+	seen := t.seen.Load()
+	user := maphash.String(seen.seed, c.user) | 1
+	if err := t.enter(ctx, seen, network, user); err != nil {
 		return err
 	}
 	err := errors.New("pgmoor: the Authenticator panicked")
-	defer func() { t.leave(network, user, err) }()
+	defer func() { t.leave(seen, network, user, err) }()
 	err = t.next.Authenticate(ctx, c)
 	return err
 }
@@ -106,9 +122,9 @@ func networkOf(c *Client) (netip.Prefix, bool) {
 }
 
 // enter begins a login, as soon as it may.
-func (t *throttle) enter(ctx context.Context, network netip.Prefix, user uint64) error {
+func (t *throttle) enter(ctx context.Context, seen *origins, network netip.Prefix, user uint64) error {
 	for {
-		wait, err := t.tryEnter(network, user)
+		wait, err := t.tryEnter(seen, network, user)
 		if wait == nil {
 			return err
 		}
@@ -121,11 +137,11 @@ func (t *throttle) enter(ctx context.Context, network netip.Prefix, user uint64)
 }
 
 // tryEnter begins a login, or returns what to wait for, or why it is refused.
-func (t *throttle) tryEnter(network netip.Prefix, user uint64) (wait <-chan struct{}, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+func (t *throttle) tryEnter(seen *origins, network netip.Prefix, user uint64) (wait <-chan struct{}, err error) {
+	seen.mu.Lock()
+	defer seen.mu.Unlock()
 	now := time.Now()
-	all, one := t.originLocked(originKey{network, 0}), t.originLocked(originKey{network, user})
+	all, one := seen.originLocked(originKey{network, 0}), seen.originLocked(originKey{network, user})
 	known := now.Sub(one.good) < goodFor
 	for _, o := range []struct {
 		*origin
@@ -153,14 +169,14 @@ func tooManyFailures(wait time.Duration) *Error {
 }
 
 // leave ends a login that ended with err.
-func (t *throttle) leave(network netip.Prefix, user uint64, err error) {
+func (t *throttle) leave(seen *origins, network netip.Prefix, user uint64, err error) {
 	var e *Error
 	failed := errors.As(err, &e) && e.Code == codeBadPassword
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	seen.mu.Lock()
+	defer seen.mu.Unlock()
 	now := time.Now()
 	for _, k := range []originKey{{network, 0}, {network, user}} {
-		o := t.originLocked(k)
+		o := seen.originLocked(k)
 		o.pending--
 		close(o.ended)
 		o.ended = make(chan struct{})
@@ -176,20 +192,20 @@ func (t *throttle) leave(network netip.Prefix, user uint64, err error) {
 }
 
 // originLocked returns what is known of an origin, and makes room for it where nothing is.
-func (t *throttle) originLocked(k originKey) *origin {
-	if el := t.origins[k]; el != nil {
-		t.recent.MoveToFront(el)
+func (s *origins) originLocked(k originKey) *origin {
+	if el := s.known[k]; el != nil {
+		s.recent.MoveToFront(el)
 		return el.Value.(*origin)
 	}
-	for el := t.recent.Back(); el != nil && t.recent.Len() >= maxThrottled; {
+	for el := s.recent.Back(); el != nil && s.recent.Len() >= maxThrottled; {
 		prev := el.Prev()
 		if o := el.Value.(*origin); o.pending == 0 { // of others there are no more than handshakes
-			t.recent.Remove(el)
-			delete(t.origins, o.key)
+			s.recent.Remove(el)
+			delete(s.known, o.key)
 		}
 		el = prev
 	}
 	o := &origin{key: k, ended: make(chan struct{})}
-	t.origins[k] = t.recent.PushFront(o)
+	s.known[k] = s.recent.PushFront(o)
 	return o
 }

@@ -155,3 +155,20 @@ func TestWhatIsRememberedOfFailuresIsBounded(t *testing.T) {
 	}
 	require.LessOrEqual(t, pgmoor.RememberedOrigins(throttle), 10000)
 }
+
+func TestAnUpdateHandsFailuresOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := pgmoor.Config{Authenticator: pgmoor.Throttle(pgmoor.AuthenticatorFunc(guessing), 2, time.Minute)}
+		server := new(fake)
+		r := newRig(t, cfg, server)
+		for range 2 {
+			require.Equal(t, "28P01", tryFrom(t, r, "192.0.2.1:1", "u", "wrong"))
+		}
+		cfg.Upstream = pgmoor.Upstream{Hosts: []string{"fake"}, SSLMode: "disable", Dialer: pgmoor.DialerFunc(server.dial)}
+		cfg.Logger = quiet
+		cfg.Authenticator = pgmoor.Throttle(pgmoor.AuthenticatorFunc(guessing), 2, time.Minute)
+		require.NoError(t, r.Update(cfg))
+		require.Equal(t, "53300", tryFrom(t, r, "192.0.2.1:1", "u", "right"))
+		require.Empty(t, tryFrom(t, r, "192.0.2.2:1", "u", "right"))
+	})
+}

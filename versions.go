@@ -90,15 +90,15 @@ func (s Secret) replaces(o Secret) bool {
 	return s.previous().same(o)
 }
 
-// derive returns a verifier of a password in clear, the secret's current version. It has the salt of the previous one where that
+// derive returns a verifier of a user's password in clear, the secret's current version. It has the salt of the previous one where that
 // is a verifier, so that one exchange can be about both.
-func (a *scramAuth) derive(password string, secret Secret) (scram.Verifier, error) {
+func (a *scramAuth) derive(user, password string, secret Secret) (scram.Verifier, error) {
 	if old := secret.previous(); old.isVerifier() {
 		if v, err := scram.ParseVerifier(old.reveal()); err == nil {
 			return a.derived.like(v, password)
 		}
 	}
-	return a.derived.get(password)
+	return a.derived.get(user, password)
 }
 
 // previous returns a verifier of the secret's previous version with the salt of v, the current one's, if there can be one.

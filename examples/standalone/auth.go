@@ -87,3 +87,13 @@ func (o *options) resolveClientCA() error {
 	o.config.TLS.ClientCAs, o.config.TLS.ClientAuth = pool, tls.VerifyClientCertIfGiven
 	return nil
 }
+
+// keepSources has options that were read again ask the sources of those before, with rules that were read again.
+func (o *options) keepSources(before *options) error {
+	o.secrets = before.secrets
+	o.config.Secrets, o.config.Authenticator = before.config.Secrets, nil
+	if err := o.resolveAuth(); err != nil {
+		return err
+	}
+	return o.resolveRules()
+}

@@ -87,7 +87,10 @@ func (c *control) join() {
 func (c *control) reload() {
 	next, err := parseOptions(c.o.args, io.Discard)
 	if err == nil {
-		next.config.Logger, next.config.Secrets, next.config.Authenticator = c.log, c.o.config.Secrets, c.o.config.Authenticator
+		err = next.keepSources(c.o)
+	}
+	if err == nil {
+		next.config.Logger = c.log
 		err = c.p.Update(next.config)
 	}
 	if err != nil {
