@@ -76,7 +76,7 @@ var ErrNoSecret = errors.New("pgmoor: no secret for this user")
 // server connection is opened, and should answer from memory where it can. For a user that it does not know it returns
 // [ErrNoSecret]: the client then sees what it would see after a wrong password. A [Secret] that is a SCRAM verifier or an
 // MD5 hash lets the client in, but the proxy cannot log in with it to a server that asks for a password: such users need
-// theirs in clear.
+// theirs in clear, or a verifier that is the server's own, for which the proofs of clients serve that log in by SCRAM.
 type SecretSource interface {
 	Secret(ctx context.Context, user string) (Secret, error)
 }
@@ -248,6 +248,9 @@ func (a *scramAuth) exchange(c *Client, secret Secret) error {
 	reply, err = srv.Final(final)
 	if err != nil {
 		return scramError(c, err)
+	}
+	if secret.isVerifier() {
+		c.keys, _ = srv.Proved()
 	}
 	return c.saslFinal(reply)
 }

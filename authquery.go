@@ -23,8 +23,8 @@ const (
 // Config.MaxConnections. Its methods may be called from any goroutine, and questions wait for each other: put [CachedSecrets] in front.
 // Use it by pointer, change no field once it is used, and call Close when the Proxy is closed.
 //
-// What a database knows is a verifier. It lets the client in; for the proxy's own login as that user the server has to trust the proxy, since it would
-// ask for a password.
+// What a database knows is a verifier. It lets the client in, and what a client proves by SCRAM lets the proxy in, as that user, where the server has the
+// same verifier. Otherwise the server has to trust the proxy, since it would ask for a password.
 type AuthQuery struct {
 	// Upstream is where the database is. Its ConnectTimeout counts within Timeout. Required.
 	Upstream Upstream

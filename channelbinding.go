@@ -96,13 +96,7 @@ func (s *presented) endPoint() []byte {
 			return nil
 		}
 	}
-	hash := bindingHash(leaf.SignatureAlgorithm)
-	if hash == 0 {
-		return nil
-	}
-	h := hash.New()
-	h.Write(leaf.Raw)
-	return h.Sum(nil)
+	return certificateHash(leaf)
 }
 
 // bindingHash returns the hash function of a certificate's signature, SHA-256 in the place of MD5 and SHA-1; 0 where it has none, or

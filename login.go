@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pgmoor/pgmoor/internal/link"
+	"github.com/pgmoor/pgmoor/internal/scram"
 	"github.com/pgmoor/pgmoor/internal/wire"
 )
 
@@ -130,7 +131,10 @@ func (p *Proxy) authenticate(ctx context.Context, c *Client, cfg *live) error {
 	c.authenticating.Store(true)
 	err := cfg.auth.Authenticate(ctx, c)
 	c.authenticating.Store(false)
-	c.shown = presented{}
+	if c.shown = (presented{}); err == nil {
+		cfg.up.proofs.learn(c.user, c.keys)
+	}
+	c.keys = scram.Keys{}
 	switch {
 	case err == nil || isOwn(err) || errors.Is(err, errClientGone) || isTimeout(err):
 		return err

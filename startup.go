@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/pgmoor/pgmoor/internal/link"
+	"github.com/pgmoor/pgmoor/internal/scram"
 	"github.com/pgmoor/pgmoor/internal/wire"
 )
 
@@ -61,6 +62,7 @@ type Client struct {
 	leaveSlot func() // ends what counts as the handshake
 
 	shown presented    // owned by the handshake
+	keys  scram.Keys   // that the client has proved to know, of a verifier; owned by the handshake
 	log   *slog.Logger // for Authenticators; nil: there is none
 
 	authenticating atomic.Bool // an Authenticator has it

@@ -39,7 +39,7 @@ func newLive(cfg Config, was *live) (*live, error) {
 	}
 	l := &live{Config: cfg, up: up, policy: cfg.pinning(), defaultPolicy: cfg.pinning() == DefaultPinning{}, tls: serverTLS(cfg.TLS)}
 	if was != nil {
-		l.plainIO, l.texts = was.plainIO, was.texts
+		l.plainIO, l.texts, l.up.proofs = was.plainIO, was.texts, was.up.proofs
 		if slices.Equal(was.Upstream.Hosts, l.Upstream.Hosts) {
 			l.up.logins = was.up.logins // with what is known of the hosts
 		}

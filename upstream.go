@@ -34,6 +34,7 @@ type upstream struct {
 	logins  *logins        // shared with the upstream of an Update that leaves Hosts as they are
 	initial initial        // of pooled connections
 	asksMax bool           // how many connections the server allows
+	proofs  *proofs        // shared with the upstreams of all Updates
 }
 
 func newUpstream(c *Config) (*upstream, error) {
@@ -43,7 +44,7 @@ func newUpstream(c *Config) (*upstream, error) {
 	}
 	return &upstream{
 		cfg: c.Upstream, sslMode: c.sslMode(), secrets: c.Secrets, base: base, logins: newLogins(len(c.Upstream.Hosts), c.maxOpening()),
-		initial: newInitial(c.InitQuery), asksMax: c.MaxConnectionsPercent > 0,
+		initial: newInitial(c.InitQuery), asksMax: c.MaxConnectionsPercent > 0, proofs: new(proofs),
 	}, nil
 }
 
@@ -232,7 +233,8 @@ func passwordHint(err error, secret Secret) string {
 	const who = "The server, not the proxy, refused: "
 	switch {
 	case secret.isVerifier():
-		return who + "it asks for a password, and of this user's the proxy knows the SCRAM verifier only. Give it the password in clear."
+		return who + "it asks for a password, and of this user's the proxy knows the SCRAM verifier only. Give it the password in clear, " +
+			"or have clients log in to the proxy by SCRAM, and the server know the very same verifier."
 	case secret.isMD5():
 		return who + "it asks for a password, and of this user's the proxy knows the MD5 hash only. Give it the password in clear."
 	case secret.IsZero():
@@ -262,7 +264,11 @@ func (u *upstream) config(t *ticket, key *poolKey, secret Secret) (*pgconn.Confi
 	}
 	cfg.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil } // the Dialer's business
 	cfg.AfterNetConnect = func(_ context.Context, _ *pgconn.Config, c net.Conn) (net.Conn, error) {
-		return &loginConn{Conn: c, startup: key.startup()}, nil
+		l := &loginConn{Conn: c, startup: key.startup()}
+		if keys, ok := u.proofs.of(key.user, secret); ok {
+			l.prover = &prover{Conn: c, keys: keys}
+		}
+		return l, nil
 	}
 	cfg.Fallbacks = nil
 	for i, h := range u.cfg.Hosts {
@@ -386,7 +392,9 @@ type loginConn struct {
 	net.Conn
 	startup []byte // nil once sent
 	heard   []byte
-	done    bool // nothing more is kept
+	done    bool    // nothing more is kept
+	prover  *prover // answers what the server asks first; nil: pgconn does
+	ahead   []byte  // read by it, and not by pgconn yet
 }
 
 // maxLoginBytes bounds the copy of what a server says during a login.
@@ -402,11 +410,27 @@ func (l *loginConn) Write(p []byte) (int, error) {
 }
 
 func (l *loginConn) Read(p []byte) (int, error) {
-	n, err := l.Conn.Read(p)
+	if l.prover != nil {
+		ahead, err := l.prover.run()
+		if err != nil {
+			return 0, err
+		}
+		l.prover, l.ahead = nil, ahead
+	}
+	n, err := l.read(p)
 	if !l.done && len(l.heard)+n <= maxLoginBytes {
 		l.heard = append(l.heard, p[:n]...)
 	}
 	return n, err
+}
+
+func (l *loginConn) read(p []byte) (n int, err error) {
+	if len(l.ahead) == 0 {
+		return l.Conn.Read(p)
+	}
+	n = copy(p, l.ahead)
+	l.ahead = l.ahead[n:]
+	return n, nil
 }
 
 // statuses returns the ParameterStatus messages among what was heard.

@@ -49,6 +49,7 @@ type Server struct {
 	serverFirst string
 	serverNonce string
 	nonce       string // the client's, then the server's
+	keys        Keys   // that the client has proved to know
 }
 
 type state uint8
@@ -125,6 +126,7 @@ func (s *Server) Final(clientFinal []byte) (serverFinal []byte, err error) {
 	if !ok || s.doomed {
 		return nil, ErrAuthFailed
 	}
+	s.keys = Keys{*v, s.clientKey(v, proof, unproved)}
 	return []byte("v=" + encode(mac(v.ServerKey, s.clientFirst, s.serverFirst, unproved))), nil
 }
 
@@ -138,10 +140,15 @@ func (s *Server) step(want state) {
 
 // proves reports whether proof is that of a client which knows the key that v's stored one is the hash of.
 func (s *Server) proves(v *Verifier, proof []byte, unproved string) bool {
-	clientKey := mac(v.StoredKey, s.clientFirst, s.serverFirst, unproved)
-	subtle.XORBytes(clientKey, clientKey, proof)
-	storedKey := sha256.Sum256(clientKey)
+	storedKey := sha256.Sum256(s.clientKey(v, proof, unproved))
 	return hmac.Equal(storedKey[:], v.StoredKey)
+}
+
+// clientKey returns the key that proof is made with, if it is a proof for v.
+func (s *Server) clientKey(v *Verifier, proof []byte, unproved string) []byte {
+	key := mac(v.StoredKey, s.clientFirst, s.serverFirst, unproved)
+	subtle.XORBytes(key, key, proof)
+	return key
 }
 
 func newNonce() string {
