@@ -205,6 +205,20 @@ func badPassword(user string) *Error {
 	return fatalf(codeBadPassword, "password authentication failed for user %q", user)
 }
 
+// wrongPassword is badPassword whose reason, which tells who exists, is for the log.
+func wrongPassword(user string, secret Secret) *Error {
+	e := badPassword(user)
+	switch _, err := scram.ParseVerifier(secret.reveal()); {
+	case secret.reveal() == "":
+		e.why = "the proxy has no credentials for this role"
+	case secret.isVerifier() && err != nil:
+		e.why = "the verifier that the proxy has of this role cannot be read"
+	default:
+		e.why = "the password that was provided for this role is wrong"
+	}
+	return e
+}
+
 // lookup returns the user's secret; unknown users get the zero Secret.
 func lookup(ctx context.Context, src SecretSource, user string) (Secret, error) {
 	s, err := src.Secret(ctx, user)
@@ -239,7 +253,7 @@ func (a *scramAuth) exchange(c *Client, secret Secret) error {
 	}
 	reply, err := srv.First(first)
 	if err != nil {
-		return scramError(c, err)
+		return scramError(c, err, secret)
 	}
 	final, err := c.saslContinue(reply)
 	if err != nil {
@@ -247,7 +261,7 @@ func (a *scramAuth) exchange(c *Client, secret Secret) error {
 	}
 	reply, err = srv.Final(final)
 	if err != nil {
-		return scramError(c, err)
+		return scramError(c, err, secret)
 	}
 	if secret.isVerifier() {
 		c.keys, _ = srv.Proved()
@@ -272,12 +286,16 @@ func (a *scramAuth) verifier(user string, secret Secret) (scram.Verifier, bool) 
 	return mock(user), false
 }
 
-func scramError(c *Client, err error) error {
+func scramError(c *Client, err error, secret Secret) error {
 	var pe *scram.ProtocolError
 	if errors.As(err, &pe) {
 		return &Error{Severity: "FATAL", Code: pe.Code, Message: pe.Msg, Detail: pe.Detail}
 	}
-	return badPassword(c.User())
+	e := wrongPassword(c.User(), secret)
+	if secret.isMD5() {
+		e.why = "of this role the proxy knows the MD5 hash only, which does not do for SCRAM"
+	}
+	return e
 }
 
 type md5Auth struct {
@@ -302,7 +320,7 @@ func (a *md5Auth) Authenticate(ctx context.Context, c *Client) error {
 	}
 	current, previous := a.answers(c.User(), secret, salt, got), a.answers(c.User(), secret.previous(), salt, got)
 	if !current && !previous {
-		return badPassword(c.User())
+		return wrongPassword(c.User(), secret)
 	}
 	return nil
 }
@@ -337,7 +355,7 @@ func (a *cleartextAuth) Authenticate(ctx context.Context, c *Client) error {
 	current, previous := secretMatches(secret, c.User(), got), secretMatches(secret.previous(), c.User(), got)
 	a.spend(secret, got)
 	if !current && !previous {
-		return badPassword(c.User())
+		return wrongPassword(c.User(), secret)
 	}
 	return nil
 }

@@ -26,7 +26,8 @@ const (
 // What a database knows is a verifier. It lets the client in, and what a client proves by SCRAM lets the proxy in, as that user, where the server has the
 // same verifier. Otherwise the server has to trust the proxy, since it would ask for a password.
 type AuthQuery struct {
-	// Upstream is where the database is. Its ConnectTimeout counts within Timeout. Required.
+	// Upstream is where the database is. Its ConnectTimeout counts within Timeout. With Config.RequireTLS its SSLMode has to be "require" or
+	// more, or all its Hosts Unix sockets. Required.
 	Upstream Upstream
 
 	// User is who asks. Clients never become this user, whatever is found or not. Required.
@@ -76,6 +77,17 @@ func (q *AuthQuery) Validate() error {
 	}
 	if v, ok := q.Secrets.(interface{ Validate() error }); ok {
 		return v.Validate()
+	}
+	return nil
+}
+
+// check wants of the database's server what Config.RequireTLS wants of servers. An empty SSLMode will not do: the connection may be made
+// before a Proxy is.
+func (q *AuthQuery) check(cfg *Config) error {
+	up := q.Upstream
+	up.SSLMode = orDefault(up.SSLMode, "prefer")
+	if err := (&Config{RequireTLS: cfg.RequireTLS, Upstream: up}).validateEncryption(); err != nil {
+		return errors.New("pgmoor: Config.RequireTLS is for the server of AuthQuery too: set its Upstream.SSLMode to \"require\", \"verify-ca\" or \"verify-full\"")
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ type budget struct {
 	// surplus is the number of connections beyond the limit that are not being closed.
 	surplus atomic.Int32
 
+	retiring  sync.Mutex // taken by who counts idle connections and takes some away, before any pool's
 	mu        sync.Mutex // taken inside a pool's; takes none
 	own       int        // what Config allows, see setOwn
 	granted   int        // by Config.Budget

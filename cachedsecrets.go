@@ -95,6 +95,9 @@ func (c *CachedSecrets) Validate() error {
 	return nil
 }
 
+// check looks at Source.
+func (c *CachedSecrets) check(cfg *Config) error { return checkPart(c.Source, cfg) }
+
 // Secret returns what is remembered of the user, or what Source says.
 func (c *CachedSecrets) Secret(ctx context.Context, user string) (Secret, error) {
 	return c.get(ctx, user, false)

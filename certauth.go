@@ -67,7 +67,7 @@ func (a *certAuth) check(cfg *Config) error {
 	case (t.ClientAuth < tls.VerifyClientCertIfGiven || t.ClientCAs == nil) && t.GetConfigForClient == nil: // no CAs: the system's
 		return errNoClientCerts
 	}
-	return checkAuthenticator(a.next, cfg)
+	return checkPart(a.next, cfg)
 }
 
 // Authenticate looks at the certificate before it asks anything.

@@ -126,6 +126,23 @@ func TestRequireTLSIsForBothLegs(t *testing.T) {
 	}
 }
 
+func TestRequireTLSIsForTheServerThatIsAsked(t *testing.T) {
+	with, _ := certified(t)
+	for mode, fine := range map[string]bool{"": false, "disable": false, "allow": false, "prefer": false, "require": true, "verify-ca": true, "verify-full": true} {
+		for _, host := range []string{"db", "/run/postgresql"} {
+			q := &pgmoor.AuthQuery{User: "asks", Upstream: pgmoor.Upstream{Hosts: []string{host}, SSLMode: mode}}
+			for _, src := range []pgmoor.SecretSource{q, &pgmoor.CachedSecrets{Source: q}} {
+				_, err := pgmoor.New(nil, pgmoor.Config{RequireTLS: true, TLS: with, Secrets: src, Upstream: pgmoor.Upstream{Hosts: []string{"db"}}})
+				if fine || host != "db" {
+					require.NoError(t, err, mode)
+					continue
+				}
+				require.ErrorContains(t, err, "AuthQuery", mode)
+			}
+		}
+	}
+}
+
 func TestWithRequireTLSServersHaveToEncrypt(t *testing.T) {
 	onBoth(t, func(t *testing.T, version int) {
 		c := pgtest.Shared(t, version)

@@ -233,6 +233,11 @@ type Upstream struct {
 	// "prefer", or "require" with Config.RequireTLS. Unix sockets are never encrypted.
 	SSLMode string
 
+	// ChannelBinding is libpq's channel_binding: "disable", "prefer" or "require". With TLS, a login by SCRAM is bound to the server's
+	// certificate where the server can. "require" refuses every other login, also by a password in clear or its MD5 hash, so that
+	// nobody in between gets a password or a session, whoever issued its certificate; without TLS there is no other. If empty, "prefer".
+	ChannelBinding string
+
 	// TLSConfig, if not nil, is the base of the TLS configuration, for its RootCAs, Certificates and the like;
 	// SSLMode decides what is verified.
 	TLSConfig *tls.Config
@@ -263,7 +268,7 @@ func (c *Config) validate() error {
 	if err := c.validateEncryption(); err != nil {
 		return err
 	}
-	if err := checkAuthenticator(c.Authenticator, c); err != nil {
+	if err := errors.Join(checkPart(c.Authenticator, c), checkPart(c.Secrets, c)); err != nil {
 		return err
 	}
 	for _, p := range parameters {
@@ -331,6 +336,9 @@ func (u *Upstream) validate() error {
 	}
 	if !slices.Contains([]string{"", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"}, u.SSLMode) {
 		return fmt.Errorf("pgmoor: Config.Upstream.SSLMode %q is not one of libpq's", u.SSLMode)
+	}
+	if !slices.Contains([]string{"", "disable", "prefer", "require"}, u.ChannelBinding) {
+		return fmt.Errorf("pgmoor: Config.Upstream.ChannelBinding %q is not one of disable, prefer, require", u.ChannelBinding)
 	}
 	return nil
 }

@@ -48,6 +48,7 @@ type Error struct {
 	Hint     string
 
 	server *pgconn.PgError // where the server said it: its further fields
+	why    string          // for the log only
 }
 
 // Error returns the message and the SQLSTATE.

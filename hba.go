@@ -144,7 +144,7 @@ func (n *hbaName) matches(name string) bool {
 // check looks for what makes a method impossible under cfg.
 func (h hba) check(cfg *Config) error {
 	for i := range h {
-		if err := checkAuthenticator(h[i].Method, cfg); err != nil {
+		if err := checkPart(h[i].Method, cfg); err != nil {
 			return err
 		}
 	}
@@ -290,9 +290,9 @@ func TrustNetworks(networks ...netip.Prefix) (Authenticator, error) {
 	}), nil
 }
 
-// checkAuthenticator looks for what makes an authenticator impossible under cfg, where it is one of this package's.
-func checkAuthenticator(a Authenticator, cfg *Config) error {
-	if c, ok := a.(interface{ check(*Config) error }); ok {
+// checkPart looks for what makes an Authenticator or a SecretSource impossible under cfg, where it is one of this package's.
+func checkPart(part any, cfg *Config) error {
+	if c, ok := part.(interface{ check(*Config) error }); ok {
 		return c.check(cfg)
 	}
 	return nil

@@ -61,9 +61,14 @@ func (p *proofs) of(user string, secret Secret) (k scram.Keys, ok bool) {
 // prover is the client's side of a SCRAM exchange with a server, in the place of pgconn's, which wants a password.
 type prover struct {
 	net.Conn
+	cfg    *pgconn.Config // of this attempt
 	keys   scram.Keys
 	client *scram.Client // nil: the server has not asked yet
 	proved bool          // it has proved to know the verifier, too
+}
+
+func newProver(c net.Conn, cfg *pgconn.Config, keys scram.Keys) *prover {
+	return &prover{Conn: c, cfg: cfg, keys: keys}
 }
 
 // maxServerAuth bounds a message before the end of authentication. libpq has a smaller one.
@@ -145,13 +150,16 @@ func (p *prover) answer(request uint32, data []byte) (mine bool, err error) {
 func (p *prover) begin(offered []string) (mine bool, err error) {
 	mechanism := scram.Mechanism
 	var data []byte
-	if slices.Contains(offered, scram.MechanismPlus) {
+	if slices.Contains(offered, scram.MechanismPlus) && p.cfg.ChannelBinding != "disable" {
 		if data = serverEndPoint(p.Conn); data != nil {
 			mechanism = scram.MechanismPlus
 		}
 	}
-	if !slices.Contains(offered, mechanism) {
-		return false, nil
+	if !slices.Contains(offered, mechanism) || data == nil && p.cfg.ChannelBinding == "require" {
+		return false, nil // pgconn says what is wrong
+	}
+	if data != nil { // or pgconn would miss the exchange
+		p.cfg.ChannelBinding = "prefer"
 	}
 	p.client = scram.NewClient(p.keys, data)
 	first := p.client.First()

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -77,8 +78,8 @@ func requireCode(t *testing.T, code string, err error) {
 	require.Equal(t, code, pg.Code, pg.Message)
 }
 
-// hostileServer lets answer say what a server says behind a startup packet.
-func hostileServer(t *testing.T, answer func(c net.Conn)) string {
+// answeringServer lets answer say what a server says behind a startup packet.
+func answeringServer(t *testing.T, answer func(c net.Conn)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -133,6 +134,16 @@ func TestHostileServersGetNoProofWorthAnything(t *testing.T) {
 			_, _ = c.Read(make([]byte, 1024))
 			_, _ = c.Write(authRequest(12, "v="+strings.Repeat("A", 43)+"="))
 		}, "has not proved"},
+		"asks twice": {func(c net.Conn) {
+			_, _ = c.Write(authRequest(10, ask))
+			again := authRequest(11, "r="+first(c)+"x,s=c2FsdA==,i=4096")
+			_, _ = c.Write(append(again, again...))
+		}, "malformed"},
+		"has the last word first": {func(c net.Conn) {
+			_, _ = c.Write(authRequest(10, ask))
+			first(c)
+			_, _ = c.Write(authRequest(12, "v="+strings.Repeat("A", 43)+"="))
+		}, "malformed"},
 		"has another salt": {func(c net.Conn) {
 			_, _ = c.Write(authRequest(10, ask))
 			_, _ = c.Write(authRequest(11, "r="+first(c)+"x,s=c2FsdHk=,i=4096"))
@@ -151,12 +162,15 @@ func TestHostileServersGetNoProofWorthAnything(t *testing.T) {
 		}, "sends too much"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			log := new(lockedBuffer)
 			cfg := pgmoor.Config{
-				Upstream: pgmoor.Upstream{Hosts: []string{hostileServer(t, tc.answer)}, SSLMode: "disable"}, BorrowTimeout: 2 * time.Second, Logger: quiet,
+				Upstream:      pgmoor.Upstream{Hosts: []string{answeringServer(t, tc.answer)}, SSLMode: "disable"},
+				BorrowTimeout: time.Second / 4, Logger: slog.New(slog.NewTextHandler(log, nil)),
 				Secrets: pgmoor.StaticSecrets{"pw_scram": pgmoor.NewSecret(knownVerifier)},
 			}
 			_, err := entersByProof(t, startProxy(t, cfg), "correct%20horse")
-			require.ErrorContains(t, err, tc.says)
+			require.Error(t, err)
+			require.Contains(t, log.String(), tc.says)
 		})
 	}
 }

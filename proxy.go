@@ -309,7 +309,11 @@ func (p *Proxy) noteRefusal(c *Client, err error) {
 		level = slog.LevelError
 	}
 	p.env.count.loginFailures.Add(1)
-	p.env.log.Log(context.Background(), level, "pgmoor: client refused", append(c.logAttrs(), slog.Any("err", err))...)
+	attrs := append(c.logAttrs(), slog.Any("err", err))
+	if e := (*Error)(nil); errors.As(err, &e) && e.why != "" {
+		attrs = append(attrs, slog.String("reason", e.why))
+	}
+	p.env.log.Log(context.Background(), level, "pgmoor: client refused", attrs...)
 }
 
 // logAttrs says who a log line is about.

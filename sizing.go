@@ -125,17 +125,25 @@ func (p *pool) retireIdle() {
 	if same {
 		return
 	}
+	for _, sc := range p.takeSurplus(now, t) {
+		sc.kill()
+	}
+}
+
+// takeSurplus takes those connections away that were idle for t and may not stay. Pools do so in turn, or each would take what is too much
+// in all.
+func (p *pool) takeSurplus(now time.Time, t time.Duration) []*server {
+	p.budget.retiring.Lock()
+	defer p.budget.retiring.Unlock()
 	surplus := p.budget.idleSurplus(&p.env.config().Config, now, t)
 	p.mu.Lock()
-	past = p.pastLocked(now, t)
+	defer p.mu.Unlock()
+	past := p.pastLocked(now, t)
 	n := max(min(past, surplus, p.servers-p.warmLocked()), 0)
 	old := slices.Clone(p.idle[:n])
 	p.idle = slices.Delete(p.idle, 0, n)
 	p.kept = past - n
-	p.mu.Unlock()
-	for _, sc := range old {
-		sc.kill()
-	}
+	return old
 }
 
 // idleSurplus returns how many of the connections that were idle for t are more than may stay, over all pools.

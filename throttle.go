@@ -88,7 +88,7 @@ func (o *origin) failures(now time.Time, every time.Duration) int {
 }
 
 // check looks at what is throttled.
-func (t *throttle) check(cfg *Config) error { return checkAuthenticator(t.next, cfg) }
+func (t *throttle) check(cfg *Config) error { return checkPart(t.next, cfg) }
 
 // Authenticate counts what becomes of the login.
 func (t *throttle) Authenticate(ctx context.Context, c *Client) error {

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -17,8 +18,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
-
-	"github.com/pgmoor/pgmoor/internal/wire"
+	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 // protocol30 is the version with which the proxy logs in to servers.
@@ -140,10 +140,7 @@ func (u *upstream) logIn(ctx context.Context, t *ticket, key *poolKey, secret Se
 		return nil, err
 	}
 	li := new(loggedIn)
-	if l, ok := pc.Conn().(*loginConn); ok {
-		li.statuses = l.statuses()
-		l.heard, l.done = nil, true
-	}
+	li.statuses = rec.login.end()
 	if prepare != nil {
 		err = prepare(ctx, newConn{pc}, li)
 	}
@@ -159,15 +156,11 @@ func (u *upstream) logIn(ctx context.Context, t *ticket, key *poolKey, secret Se
 		_ = pc.Close(ctx)
 		return nil, err
 	}
-	conn := h.Conn
-	if l, ok := conn.(*loginConn); ok {
-		conn = l.Conn
-	}
-	if err := conn.SetDeadline(time.Time{}); err != nil {
-		_ = conn.Close()
+	if err := h.Conn.SetDeadline(time.Time{}); err != nil {
+		_ = h.Conn.Close()
 		return nil, err
 	}
-	li.conn, li.network, li.address, li.pid, li.secret = conn, rec.network, rec.address, h.PID, h.SecretKey
+	li.conn, li.network, li.address, li.pid, li.secret = h.Conn, rec.network, rec.address, h.PID, h.SecretKey
 	return li, nil
 }
 
@@ -243,8 +236,11 @@ func passwordHint(err error, secret Secret) string {
 	return who + "the password that the proxy knows of this user is not the server's."
 }
 
-// dialed remembers where the last successful dial went.
-type dialed struct{ network, address string }
+// dialed remembers where the last successful dial went, and what pgconn logs in on there.
+type dialed struct {
+	network, address string
+	login            *loginConn
+}
 
 func (u *upstream) config(t *ticket, key *poolKey, secret Secret) (*pgconn.Config, *dialed, error) {
 	cfg := u.base.Copy()
@@ -258,17 +254,24 @@ func (u *upstream) config(t *ticket, key *poolKey, secret Secret) (*pgconn.Confi
 		}
 		c, err := u.cfg.dialer().DialContext(ctx, network, address)
 		if err == nil {
-			*rec = dialed{network, u.cancelAddress(c, address)}
+			*rec = dialed{network: network, address: u.cancelAddress(c, address)}
 		}
 		return c, err
 	}
 	cfg.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil } // the Dialer's business
-	cfg.AfterNetConnect = func(_ context.Context, _ *pgconn.Config, c net.Conn) (net.Conn, error) {
-		l := &loginConn{Conn: c, startup: key.startup()}
+	var conn net.Conn                                                                                      // that the login below is about
+	var now *pgconn.Config
+	cfg.AfterNetConnect = func(_ context.Context, cfg *pgconn.Config, c net.Conn) (net.Conn, error) {
+		cfg.ChannelBinding = u.binding(c)
+		now, conn = cfg, c
+		return c, nil
+	}
+	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		rec.login = newLoginConn(r, w, key.startup())
 		if keys, ok := u.proofs.of(key.user, secret); ok {
-			l.prover = &prover{Conn: c, keys: keys}
+			rec.login.prover = newProver(conn, now, keys)
 		}
-		return l, nil
+		return rec.login.frontend
 	}
 	cfg.Fallbacks = nil
 	for i, h := range u.cfg.Hosts {
@@ -290,6 +293,20 @@ func (u *upstream) config(t *ticket, key *poolKey, secret Secret) (*pgconn.Confi
 	first := cfg.Fallbacks[0]
 	cfg.Host, cfg.Port, cfg.TLSConfig, cfg.Fallbacks = first.Host, first.Port, first.TLSConfig, cfg.Fallbacks[1:]
 	return cfg, rec, nil
+}
+
+// binding returns the channel_binding for a connection. Where the certificate has nothing to bind to, as Ed25519, the server is not told that
+// the proxy could: it would take that for an attack.
+func (u *upstream) binding(c net.Conn) string {
+	mode := orDefault(u.cfg.ChannelBinding, "prefer")
+	t, ok := c.(*tls.Conn)
+	if !ok || mode != "prefer" {
+		return mode
+	}
+	if certs := t.ConnectionState().PeerCertificates; len(certs) > 0 && bindingHash(certs[0].SignatureAlgorithm) == 0 {
+		return "disable"
+	}
+	return mode
 }
 
 // cancelAddress is where a cancel request for conn goes: the very address that a net.Dialer reached, since a name may
@@ -386,69 +403,6 @@ func splitHost(h string) (host string, port uint16, err error) {
 	return host, uint16(p), nil
 }
 
-// loginConn is a server connection while pgconn logs in on it. It puts our startup packet in the place of pgconn's first
-// write, and keeps a copy of what the server says. Only pgconn's goroutine uses it.
-type loginConn struct {
-	net.Conn
-	startup []byte // nil once sent
-	heard   []byte
-	done    bool    // nothing more is kept
-	prover  *prover // answers what the server asks first; nil: pgconn does
-	ahead   []byte  // read by it, and not by pgconn yet
-}
-
-// maxLoginBytes bounds the copy of what a server says during a login.
-const maxLoginBytes = 256 << 10
-
-func (l *loginConn) Write(p []byte) (int, error) {
-	if l.startup == nil {
-		return l.Conn.Write(p)
-	}
-	_, err := l.Conn.Write(l.startup)
-	l.startup = nil
-	return len(p), err
-}
-
-func (l *loginConn) Read(p []byte) (int, error) {
-	if l.prover != nil {
-		ahead, err := l.prover.run()
-		if err != nil {
-			return 0, err
-		}
-		l.prover, l.ahead = nil, ahead
-	}
-	n, err := l.read(p)
-	if !l.done && len(l.heard)+n <= maxLoginBytes {
-		l.heard = append(l.heard, p[:n]...)
-	}
-	return n, err
-}
-
-func (l *loginConn) read(p []byte) (n int, err error) {
-	if len(l.ahead) == 0 {
-		return l.Conn.Read(p)
-	}
-	n = copy(p, l.ahead)
-	l.ahead = l.ahead[n:]
-	return n, nil
-}
-
-// statuses returns the ParameterStatus messages among what was heard.
-func (l *loginConn) statuses() []byte {
-	var out []byte
-	for b := l.heard; len(b) >= wire.HeaderLen; {
-		n := int(wire.Length(b)) + 1
-		if n < wire.HeaderLen || n > len(b) {
-			break
-		}
-		if b[0] == wire.ParameterStatus {
-			out = append(out, b[:n]...)
-		}
-		b = b[n:]
-	}
-	return out
-}
-
 // startup returns the startup packet for the key.
 func (k *poolKey) startup() []byte {
 	b := make([]byte, 8, 64+len(k.user)+len(k.database)+len(k.params))
@@ -497,16 +451,15 @@ func (u *upstream) openOwn(ctx context.Context, key *poolKey) (newConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, u.cfg.connectTimeout())
 	defer cancel()
 	var pc *pgconn.PgConn
+	var rec *dialed
 	_, err = u.withSecret(ctx, key.user, func(s Secret) error {
-		pc, _, err = u.connect(ctx, t, key, s)
+		pc, rec, err = u.connect(ctx, t, key, s)
 		return err
 	})
 	if err != nil {
 		return newConn{}, &openError{cause: err}
 	}
-	if l, ok := pc.Conn().(*loginConn); ok {
-		l.heard, l.done = nil, true
-	}
+	rec.login.end()
 	return newConn{pc}, nil
 }
 

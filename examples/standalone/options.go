@@ -331,7 +331,7 @@ func (o *options) resolveUpstream() error {
 }
 
 func (o *options) resolveSecrets() error {
-	if err := o.secrets.resolve(o.servers); err != nil {
+	if err := o.secrets.resolve(o.servers, o.config.RequireTLS); err != nil {
 		return err
 	}
 	o.config.Secrets = o.secrets.sources

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -70,7 +71,7 @@ type secrets struct {
 	sources sources
 }
 
-func (s *secrets) resolve(servers *dsn.DSN) error {
+func (s *secrets) resolve(servers *dsn.DSN, requireTLS bool) error {
 	if s.grace < 0 {
 		return errors.New("-password-grace must not be negative; 0 means not at all")
 	}
@@ -84,7 +85,7 @@ func (s *secrets) resolve(servers *dsn.DSN) error {
 	if servers.Password != "" {
 		s.sources = append(s.sources, pgmoor.StaticSecrets{servers.User: pgmoor.NewSecret(servers.Password)})
 	}
-	return s.resolveQuery()
+	return s.resolveQuery(requireTLS)
 }
 
 func (s *secrets) add(c *pgmoor.CachedSecrets) {
@@ -94,7 +95,7 @@ func (s *secrets) add(c *pgmoor.CachedSecrets) {
 	s.caches, s.sources = append(s.caches, c), append(s.sources, c)
 }
 
-func (s *secrets) resolveQuery() error {
+func (s *secrets) resolveQuery(requireTLS bool) error {
 	name, text := "-auth-query", s.authQuery
 	if text == "" {
 		name, text = "PGMOOR_AUTH_QUERY", os.Getenv("PGMOOR_AUTH_QUERY")
@@ -116,11 +117,22 @@ func (s *secrets) resolveQuery() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
+	if requireTLS && up.SSLMode == "" {
+		up.SSLMode = "require"
+	}
 	s.query = &pgmoor.AuthQuery{Upstream: up, User: d.User, Database: d.Database, Query: s.authSQL}
 	if d.Password != "" {
 		s.query.Secrets = pgmoor.StaticSecrets{d.User: pgmoor.NewSecret(d.Password)}
 	}
-	s.add(&pgmoor.CachedSecrets{Source: s.query})
+	cache := &pgmoor.CachedSecrets{Source: s.query}
+	s.add(cache)
+	if !requireTLS {
+		return nil
+	}
+	_, err = pgmoor.New(nil, pgmoor.Config{Upstream: up, Secrets: cache, RequireTLS: true, TLS: new(tls.Config)}) // only checks
+	if err != nil {
+		return fmt.Errorf("%s: -require-tls is for its server too: set sslmode to require, verify-ca or verify-full", name)
+	}
 	return nil
 }
 

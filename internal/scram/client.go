@@ -45,7 +45,7 @@ var (
 	ErrServerUnproved = errors.New("scram: the server has not proved to know the verifier")
 )
 
-// Client is the client's side of one exchange, by keys: First, Final, then Verify, once each. It is not for concurrent use.
+// Client is the client's side of one exchange, by keys: First, Final, then Verify, once each; out of turn they return ErrServerMessage. It is not for concurrent use.
 type Client struct {
 	keys    Keys
 	header  string
@@ -77,8 +77,8 @@ func (c *Client) First() []byte {
 // Final takes the server-first-message and returns the client-final-message. The error is ErrServerMessage or ErrOtherVerifier:
 // with other salts and iterations there are other keys.
 func (c *Client) Final(serverFirst []byte) (clientFinal []byte, err error) {
-	if c.state++; c.state != wantFinal {
-		panic("scram: Client used out of turn")
+	if c.state++; c.state != wantFinal { // the server has the say
+		return nil, ErrServerMessage
 	}
 	nonce, salt, iterations, ok := readServerFirst(serverFirst)
 	if !ok || !strings.HasPrefix(nonce, c.nonce) || len(nonce) == len(c.nonce) {
@@ -113,7 +113,7 @@ func readServerFirst(b []byte) (nonce string, salt []byte, iterations int, ok bo
 // Verify takes the server-final-message. The error is ErrServerMessage or ErrServerUnproved.
 func (c *Client) Verify(serverFinal []byte) error {
 	if c.state++; c.state != done {
-		panic("scram: Client used out of turn")
+		return ErrServerMessage
 	}
 	m, err := newMessage(serverFinal)
 	if err != nil {
