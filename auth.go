@@ -9,9 +9,10 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/pgmoor/pgmoor/internal/scram"
 	"github.com/pgmoor/pgmoor/internal/userlist"
@@ -135,21 +136,25 @@ type AuthenticatorFunc func(ctx context.Context, c *Client) error
 func (f AuthenticatorFunc) Authenticate(ctx context.Context, c *Client) error { return f(ctx, c) }
 
 // SCRAM returns an Authenticator that asks for SCRAM-SHA-256 (RFC 7677; PostgreSQL documentation, "SASL
-// Authentication"). Unknown users go through the same exchange as known ones. Users of whom only an MD5 hash is known
-// cannot pass.
+// Authentication"), and over TLS offers SCRAM-SHA-256-PLUS first, which binds the exchange to the certificate that the client
+// was shown: a client with channel_binding=require is let down by nobody in between. That is not offered where a certificate's
+// signature names no hash function, as Ed25519 does not. Unknown users go through the same exchange as known ones. Users of whom
+// only an MD5 hash is known cannot pass.
 func SCRAM(secrets SecretSource) Authenticator {
 	return &scramAuth{secrets: secrets, seed: randomBytes(32)}
 }
 
 // MD5 returns an Authenticator that asks for an MD5-hashed password as PostgreSQL's md5 method does, and as it does,
-// asks a user for SCRAM-SHA-256 of whom a SCRAM verifier is known.
+// asks a user for SCRAM-SHA-256 of whom a SCRAM verifier is known. It is for clients that know nothing better: who reads along can
+// try passwords, and PostgreSQL has deprecated it. The log gets a warning when it is used first.
 func MD5(secrets SecretSource) Authenticator {
 	return &md5Auth{secrets: secrets, scram: scramAuth{secrets: secrets, seed: randomBytes(32)}}
 }
 
 // Cleartext returns an Authenticator that asks for the password in clear. It refuses clients whose connection is not
-// encrypted.
-func Cleartext(secrets SecretSource) Authenticator { return cleartextAuth{secrets} }
+// encrypted. From the first SCRAM verifier among secrets on, each login costs what checking a password against the costliest that was
+// seen costs, milliseconds of CPU: or the time would tell who exists.
+func Cleartext(secrets SecretSource) Authenticator { return &cleartextAuth{secrets: secrets} }
 
 // Trust returns an Authenticator that lets clients of the same machine in, as the user that they say they are: those in
 // the same process, those whose address is a *net.UnixAddr, and those whose address, of whatever type, reads as a
@@ -176,11 +181,8 @@ func isLocal(a net.Addr) bool {
 	if _, ok := a.(*net.UnixAddr); ok {
 		return true
 	}
-	if ap, err := netip.ParseAddrPort(a.String()); err == nil {
-		return ap.Addr().Unmap().IsLoopback()
-	}
-	ip, err := netip.ParseAddr(a.String())
-	return err == nil && ip.Unmap().IsLoopback()
+	ip, ok := addressOf(a)
+	return ok && ip.IsLoopback()
 }
 
 // refuseAll is what a Proxy does that was told neither how to authenticate nor any secrets.
@@ -228,7 +230,7 @@ func (a *scramAuth) Authenticate(ctx context.Context, c *Client) error {
 func (a *scramAuth) exchange(c *Client, secret Secret) error {
 	v, ok := a.verifier(c.User(), secret)
 	srv := scram.NewServer(v, !ok)
-	first, err := c.sasl("SCRAM-SHA-256")
+	first, err := c.offerSCRAM(srv)
 	if err != nil {
 		return err
 	}
@@ -274,6 +276,7 @@ func scramError(c *Client, err error) error {
 
 type md5Auth struct {
 	secrets SecretSource
+	warned  sync.Once
 	scram   scramAuth
 }
 
@@ -293,6 +296,7 @@ func (a *md5Auth) Authenticate(ctx context.Context, c *Client) error {
 		stored = scram.MD5(c.User(), string(a.scram.seed))
 	}
 	salt := [4]byte(randomBytes(4))
+	a.warned.Do(c.warnMD5)
 	got, err := c.askPassword(authMD5, salt[:])
 	if err != nil {
 		return err
@@ -304,9 +308,12 @@ func (a *md5Auth) Authenticate(ctx context.Context, c *Client) error {
 	return nil
 }
 
-type cleartextAuth struct{ secrets SecretSource }
+type cleartextAuth struct {
+	secrets SecretSource
+	cost    atomic.Int64 // iterations of the costliest verifier that was seen
+}
 
-func (a cleartextAuth) Authenticate(ctx context.Context, c *Client) error {
+func (a *cleartextAuth) Authenticate(ctx context.Context, c *Client) error {
 	got, err := c.Password(ctx)
 	if err != nil {
 		return err
@@ -315,10 +322,27 @@ func (a cleartextAuth) Authenticate(ctx context.Context, c *Client) error {
 	if err != nil {
 		return err
 	}
-	if !secretMatches(secret, c.User(), got) {
+	ok := secretMatches(secret, c.User(), got)
+	a.spend(secret, got)
+	if !ok {
 		return badPassword(c.User())
 	}
 	return nil
+}
+
+// spend does what is missing of the work for the costliest verifier.
+func (a *cleartextAuth) spend(secret Secret, password string) {
+	own := int64(0)
+	if v, err := scram.ParseVerifier(secret.reveal()); err == nil {
+		own = int64(v.Iterations)
+	}
+	most := a.cost.Load()
+	for own > most && !a.cost.CompareAndSwap(most, own) {
+		most = a.cost.Load()
+	}
+	if own < most {
+		_, _ = scram.NewVerifier(password, []byte(redacted), int(most-own))
+	}
 }
 
 // secretMatches compares a password with a secret of any form, in constant time. An empty password never matches.

@@ -153,7 +153,7 @@ func answers(t testing.TB, address, user string, password func(*pgproto3.Fronten
 	}
 }
 
-func TestAnUnknownUserSeesWhatAWrongPasswordSees(t *testing.T) {
+func TestAnUnknownUserSeesWhatAWrongPasswordSees(t *testing.T) { // CVE-2015-6817
 	secrets := someSecrets(t)
 	answer := func(f *pgproto3.Frontend, m pgproto3.BackendMessage) {
 		switch m := m.(type) {
@@ -198,7 +198,7 @@ func TestUnknownUsersSeeTheSameSaltEveryTime(t *testing.T) {
 	require.Equal(t, salt("clear"), salt("clear"))
 }
 
-func TestPasswordMessagesThatCannotBeOneAreRefused(t *testing.T) {
+func TestPasswordMessagesThatCannotBeOneAreRefused(t *testing.T) { // CVE-2026-6664
 	secrets := someSecrets(t)
 	sasl := func(body string) []byte { return append([]byte{'p', 0, 0, 0, byte(4 + len(body))}, body...) }
 	for name, message := range map[string][]byte{
@@ -249,7 +249,7 @@ func (b *logBuffer) text() string {
 	return b.String()
 }
 
-func TestSecretsShowThemselvesNowhere(t *testing.T) {
+func TestSecretsShowThemselvesNowhere(t *testing.T) { // CVE-2023-22332
 	const hidden = "hunter2 hunter2"
 	secrets := pgmoor.StaticSecrets{
 		"clear": pgmoor.NewSecret(hidden), "md5": pgmoor.NewSecret(scram.MD5("md5", hidden)), "verifier": verifierOf(t, hidden),
@@ -456,7 +456,7 @@ func TestAReplicationClientIsToldThatTheServerIsDown(t *testing.T) {
 	})
 }
 
-func TestTheProxyLogsInWithTheSecretsOfItsUsers(t *testing.T) {
+func TestTheProxyLogsInWithTheSecretsOfItsUsers(t *testing.T) { // CVE-2025-46801: a wrong password with a warm pool
 	c := pgtest.Shared(t, 15)
 	cfg := pgmoor.Config{
 		Upstream: pgmoor.Upstream{Hosts: []string{c.Addr()}, SSLMode: "disable"}, Logger: quiet,
@@ -479,5 +479,34 @@ func TestTheProxyLogsInWithTheSecretsOfItsUsers(t *testing.T) {
 		require.NoError(t, conn.Close(t.Context()))
 		_, err = pgconn.Connect(t.Context(), fmt.Sprintf("postgres://%s:wrong@%s/app?sslmode=disable", user, p.Addr()))
 		require.Equal(t, "28P01", codeOf(err), "with a warm pool")
+	}
+}
+
+func TestMD5IsWarnedOfOnce(t *testing.T) {
+	var log logBuffer
+	secrets := someSecrets(t)
+	cfg := pgmoor.Config{Authenticator: pgmoor.MD5(secrets), Logger: slog.New(slog.NewTextHandler(&log, nil))}
+	address := newRig(t, cfg, new(fake)).listenTCP(t)
+	require.NoError(t, logIn(t, address, "verifier", right, "sslmode=disable"))
+	require.NotContains(t, log.text(), "MD5")
+	for range 3 {
+		require.NoError(t, logIn(t, address, "md5", right, "sslmode=disable"))
+	}
+	require.Equal(t, 1, strings.Count(log.text(), "MD5-hashed"))
+}
+
+func TestACleartextLoginCostsTheSameWhoeverItIs(t *testing.T) {
+	secrets := someSecrets(t)
+	cfg := pgmoor.Config{Authenticator: pgmoor.Cleartext(secrets)}
+	cfg.TLS, _ = certified(t)
+	address := newRig(t, cfg, new(fake)).listenTCP(t)
+	before := pgmoor.CleartextCost(cfg.Authenticator)
+	require.NoError(t, logIn(t, address, "clear", right, "sslmode=require"))
+	require.Zero(t, before)
+	require.NoError(t, logIn(t, address, "verifier", right, "sslmode=require"))
+	require.EqualValues(t, 4096, pgmoor.CleartextCost(cfg.Authenticator))
+	for _, user := range []string{"clear", "md5", "nobody", "none"} {
+		work := testing.AllocsPerRun(1, func() { pgmoor.SpendCleartext(cfg.Authenticator, secrets[user], right) })
+		require.Greater(t, work, 5.0, user)
 	}
 }

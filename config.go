@@ -76,8 +76,10 @@ type Config struct {
 	// protocol "postgresql", which is added to a copy of it. The minimum version is TLS 1.2.
 	TLS *tls.Config
 
-	// RequireTLS refuses network clients that did not ask for encryption. Unix sockets and DialContext count as
-	// private. It needs TLS.
+	// RequireTLS refuses network clients that did not ask for encryption, and wants the same of servers, as RDS Proxy's RequireTLS
+	// does. Unix sockets and DialContext count as private. It needs TLS. An empty Upstream.SSLMode then means "require"; "disable", "allow"
+	// and "prefer" are an error, unless all Hosts are Unix sockets. "disable" is none either where Upstream.Dialer is one of the
+	// application's own, which then has to encrypt.
 	RequireTLS bool
 
 	// MaxConnections is the greatest number of server connections that are open or being opened at any moment, over
@@ -228,7 +230,7 @@ type Upstream struct {
 	Dialer Dialer
 
 	// SSLMode is libpq's sslmode: "disable", "allow", "prefer", "require", "verify-ca" or "verify-full". If empty,
-	// "prefer". Unix sockets are never encrypted.
+	// "prefer", or "require" with Config.RequireTLS. Unix sockets are never encrypted.
 	SSLMode string
 
 	// TLSConfig, if not nil, is the base of the TLS configuration, for its RootCAs, Certificates and the like;
@@ -258,6 +260,12 @@ func (c *Config) validate() error {
 	if c.RequireTLS && c.TLS == nil {
 		return errors.New("pgmoor: Config.RequireTLS needs Config.TLS")
 	}
+	if err := c.validateEncryption(); err != nil {
+		return err
+	}
+	if err := checkAuthenticator(c.Authenticator, c); err != nil {
+		return err
+	}
 	for _, p := range parameters {
 		if err := p.check(c); err != nil {
 			return err
@@ -277,6 +285,28 @@ func (c *Config) validate() error {
 		}
 	}
 	return c.Upstream.validate()
+}
+
+// validateEncryption checks what RequireTLS means for servers.
+func (c *Config) validateEncryption() error {
+	u := &c.Upstream
+	if !c.RequireTLS || !slices.Contains([]string{"disable", "allow", "prefer"}, u.SSLMode) ||
+		!slices.ContainsFunc(u.Hosts, func(h string) bool { return !strings.HasPrefix(h, "/") }) {
+		return nil
+	}
+	if _, std := u.dialer().(*net.Dialer); u.SSLMode == "disable" && !std {
+		return nil
+	}
+	return fmt.Errorf("pgmoor: Config.RequireTLS is for servers too, and Config.Upstream.SSLMode is %q: "+
+		"leave it empty, or set \"require\", \"verify-ca\" or \"verify-full\"", u.SSLMode)
+}
+
+// sslMode returns the mode that counts.
+func (c *Config) sslMode() string {
+	if c.RequireTLS {
+		return orDefault(c.Upstream.SSLMode, "require")
+	}
+	return orDefault(c.Upstream.SSLMode, "prefer")
 }
 
 // validateShares checks what depends on more than one field, and InitQuery.

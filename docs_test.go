@@ -137,7 +137,7 @@ var updates = map[string]string{
 	"Config.Authenticator":             newClients,
 	"Config.Secrets":                   "for clients and server connections that log in from then on",
 	"Config.TLS":                       newClients,
-	"Config.RequireTLS":                newClients,
+	"Config.RequireTLS":                newClients + "; for servers as `Upstream.SSLMode`",
 	"Config.MaxConnections":            "at once; beyond a smaller one, connections are closed that are idle, and others when they come back; with a Budget never to more than `New` was given",
 	"Config.Budget":                    "no: that of `New` stays",
 	"Config.Peers":                     "no: those of `New` stay",

@@ -26,3 +26,19 @@ func Parameters() (rows []ParameterRow) {
 	}
 	return rows
 }
+
+// ClientFrom returns a client for an Authenticator that asks it nothing.
+func ClientFrom(a net.Addr, user string) *Client {
+	return &Client{conn: (*net.TCPConn)(nil), from: a, user: user}
+}
+
+// Remembered returns how many origins a throttle remembers.
+func Remembered(a Authenticator) int { return len(a.(*throttle).origins) }
+
+// CleartextCost returns the iterations that each login costs.
+func CleartextCost(a Authenticator) int64 { return a.(*cleartextAuth).cost.Load() }
+
+// SpendCleartext does the work that a login of a user with the secret lacks.
+func SpendCleartext(a Authenticator, secret Secret, password string) {
+	a.(*cleartextAuth).spend(secret, password)
+}

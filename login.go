@@ -17,7 +17,7 @@ import (
 // welcome is the goroutine of a handshake.
 func (p *Proxy) welcome(conn net.Conn, local bool) {
 	defer p.wg.Done()
-	c := &Client{conn: conn, local: local, leaveSlot: func() {}}
+	c := &Client{conn: conn, local: local, log: p.env.log, leaveSlot: func() {}}
 	if !local {
 		c.leaveSlot = sync.OnceFunc(func() { <-p.slots })
 	}
@@ -129,6 +129,7 @@ func (p *Proxy) authenticate(ctx context.Context, c *Client, cfg *live) error {
 	c.authenticating.Store(true)
 	err := cfg.auth.Authenticate(ctx, c)
 	c.authenticating.Store(false)
+	c.shown = presented{}
 	switch {
 	case err == nil || isOwn(err) || errors.Is(err, errClientGone) || isTimeout(err):
 		return err

@@ -2,12 +2,10 @@ package pgmoor
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -86,14 +84,15 @@ type env struct {
 	ids, statementIDs atomic.Uint64
 	elder             atomic.Bool // the server speaks protocol 3.0 only
 
-	mu       sync.Mutex
-	byPid    map[uint32]*Session
-	lastPid  uint32
-	unpins   int64
-	empty    chan struct{}             // closed when no session is left; nil until someone asks
-	closed   atomic.Bool               // by Close: nothing is worth waiting for any more
-	meanings map[string]*atomic.Uint64 // by database
-	pins     map[string]pinCount       // by reason
+	mu        sync.Mutex
+	byPid     map[uint32]*Session
+	lastPid   uint32
+	encrypted int // of byPid, those with TLS
+	unpins    int64
+	empty     chan struct{}             // closed when no session is left; nil until someone asks
+	closed    atomic.Bool               // by Close: nothing is worth waiting for any more
+	meanings  map[string]*atomic.Uint64 // by database
+	pins      map[string]pinCount       // by reason
 }
 
 func (e *env) now() time.Time { return time.Now() }
@@ -140,19 +139,6 @@ func New(l net.Listener, cfg Config) (*Proxy, error) {
 		p.listeners = []net.Listener{l}
 	}
 	return p, nil
-}
-
-// serverTLS returns a copy of cfg with PostgreSQL's ALPN protocol and TLS 1.2 as the least version.
-func serverTLS(cfg *tls.Config) *tls.Config {
-	if cfg == nil {
-		return nil
-	}
-	c := cfg.Clone()
-	c.MinVersion = max(c.MinVersion, tls.VersionTLS12)
-	if !slices.Contains(c.NextProtos, alpn) {
-		c.NextProtos = append(slices.Clone(c.NextProtos), alpn)
-	}
-	return c
 }
 
 // Addr returns the address of the first listener, or an in-process address where there is none.

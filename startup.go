@@ -6,7 +6,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -57,6 +59,9 @@ type Client struct {
 	replicate string // value of the replication parameter
 	unknown   []string
 	leaveSlot func() // ends what counts as the handshake
+
+	shown presented    // owned by the handshake
+	log   *slog.Logger // for Authenticators; nil: there is none
 
 	authenticating atomic.Bool // an Authenticator has it
 	admitted       atomic.Bool // it counts as a client
@@ -141,6 +146,13 @@ func (c *Client) Password(ctx context.Context) (string, error) {
 		return "", fatalf(codeBadPassword, "empty password returned by client")
 	}
 	return string(pw), nil
+}
+
+// warnMD5 says that a client is asked for an MD5-hashed password.
+func (c *Client) warnMD5() {
+	if c.log != nil {
+		c.log.Warn("pgmoor: clients log in with MD5-hashed passwords, which can be guessed by who reads along: let them use SCRAM-SHA-256", c.logAttrs()...)
+	}
 }
 
 // errCancelDone ends a handshake that was a cancel request.
@@ -247,7 +259,7 @@ func (c *Client) directTLS(ctx context.Context, cfg startupConfig, first byte) e
 }
 
 func (c *Client) handshakeTLS(ctx context.Context, t *tls.Conn) error {
-	if err := t.HandshakeContext(ctx); err != nil {
+	if err := t.HandshakeContext(c.shown.watching(ctx)); err != nil {
 		return err
 	}
 	c.conn, c.tls = t, t
@@ -417,30 +429,30 @@ func (c *Client) askPassword(kind uint32, data []byte) ([]byte, error) {
 	return pw, nil
 }
 
-// sasl offers one SASL mechanism and returns the client's first message.
-func (c *Client) sasl(mechanism string) ([]byte, error) {
-	if err := c.send(request(nil, authSASL, append([]byte(mechanism), 0, 0))); err != nil {
-		return nil, err
+// sasl offers SASL mechanisms, the best first, and returns the one that the client has chosen and its first message.
+func (c *Client) sasl(mechanisms ...string) (chosen string, first []byte, err error) {
+	if err := c.send(request(nil, authSASL, []byte(strings.Join(mechanisms, "\x00")+"\x00\x00"))); err != nil {
+		return "", nil, err
 	}
 	body, err := c.readAuth()
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	name, rest, ok := wire.CString(body)
 	if !ok || len(rest) < 4 {
-		return nil, fatalf(codeProtocolViolation, "invalid SASLInitialResponse")
+		return "", nil, fatalf(codeProtocolViolation, "invalid SASLInitialResponse")
 	}
-	if string(name) != mechanism {
-		return nil, fatalf(codeProtocolViolation, "client selected an invalid SASL authentication mechanism")
+	if chosen = string(name); !slices.Contains(mechanisms, chosen) {
+		return "", nil, fatalf(codeProtocolViolation, "client selected an invalid SASL authentication mechanism")
 	}
 	n, data := binary.BigEndian.Uint32(rest), rest[4:]
 	if n == 1<<32-1 && len(data) == 0 {
-		return nil, fatalf(codeProtocolViolation, "SASL initial response is missing")
+		return "", nil, fatalf(codeProtocolViolation, "SASL initial response is missing")
 	}
 	if uint64(n) != uint64(len(data)) {
-		return nil, fatalf(codeProtocolViolation, "invalid SASLInitialResponse")
+		return "", nil, fatalf(codeProtocolViolation, "invalid SASLInitialResponse")
 	}
-	return data, nil
+	return chosen, data, nil
 }
 
 func (c *Client) saslContinue(data []byte) ([]byte, error) {

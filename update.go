@@ -116,7 +116,7 @@ func (p *Proxy) Update(cfg Config) error {
 // sameServers reports whether server connections under either configuration lead to the same servers in the same way, and are asked and
 // told the same there.
 func (l *live) sameServers(o *live) bool {
-	return l.InitQuery == o.InitQuery && (l.up.asksMax || !o.up.asksMax) && slices.Equal(l.Upstream.Hosts, o.Upstream.Hosts) && orDefault(l.Upstream.SSLMode, "prefer") == orDefault(o.Upstream.SSLMode, "prefer")
+	return l.InitQuery == o.InitQuery && (l.up.asksMax || !o.up.asksMax) && slices.Equal(l.Upstream.Hosts, o.Upstream.Hosts) && l.sslMode() == o.sslMode()
 }
 
 func (p *Proxy) isClosed() bool {

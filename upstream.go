@@ -28,6 +28,7 @@ const protocol30 = 3 << 16
 // startup packet is ours, so that the client's parameters reach the server in the client's order.
 type upstream struct {
 	cfg     Upstream
+	sslMode string // for that of cfg
 	secrets SecretSource
 	base    *pgconn.Config // never modified: Copy
 	logins  *logins        // shared with the upstream of an Update that leaves Hosts as they are
@@ -41,7 +42,7 @@ func newUpstream(c *Config) (*upstream, error) {
 		return nil, fmt.Errorf("pgmoor: %w", err)
 	}
 	return &upstream{
-		cfg: c.Upstream, secrets: c.Secrets, base: base, logins: newLogins(len(c.Upstream.Hosts), c.maxOpening()),
+		cfg: c.Upstream, sslMode: c.sslMode(), secrets: c.Secrets, base: base, logins: newLogins(len(c.Upstream.Hosts), c.maxOpening()),
 		initial: newInitial(c.InitQuery), asksMax: c.MaxConnectionsPercent > 0,
 	}, nil
 }
@@ -296,7 +297,7 @@ func (u *upstream) tlsConfigs(host string) []*tls.Config {
 	if c.ServerName == "" {
 		c.ServerName = host
 	}
-	mode := orDefault(u.cfg.SSLMode, "prefer")
+	mode := u.sslMode
 	if mode == "require" && c.RootCAs != nil { // as libpq does where a root certificate file exists
 		mode = "verify-ca"
 	}

@@ -27,6 +27,9 @@ type options struct {
 	listen       addresses
 	upstream     string
 	users        string
+	hba, ident   string
+	clientCA     string
+	failures     int
 	auth         string
 	tlsCert      string
 	tlsKey       string
@@ -206,12 +209,13 @@ func (o *options) flags() *flag.FlagSet {
 		"or an MD5 hash in it lets the client in; where the server asks for a password too, it has to be there in clear")
 	f.StringVar(&o.auth, "auth", "scram-sha-256", "how clients log in: `METHOD` scram-sha-256, md5, or trust. trust takes any user at his word, on\n"+
 		"loopback addresses and Unix sockets only; on the servers he needs a password of the users file, or none")
+	o.authFlags(f)
 	o.limitFlags(f)
 	f.BoolVar(&c.RoundRobin, "round-robin", false, "lend server connections in turn, the one that has been idle longest first, as PgBouncer's server_round_robin;\n"+
 		"without it, the one that was used last")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "`FILE` with the certificate for clients that ask for encryption, in PEM form, with -tls-key; read again\nat SIGHUP")
 	f.StringVar(&o.tlsKey, "tls-key", "", "`FILE` with the key of -tls-cert")
-	f.BoolVar(&c.RequireTLS, "require-tls", false, "refuse clients that do not ask for encryption, except on Unix sockets")
+	f.BoolVar(&c.RequireTLS, "require-tls", false, "refuse clients that do not ask for encryption, except on Unix sockets, and servers that have none: the sslmode of\n-upstream is require then, and must not be less")
 	f.StringVar(&o.pinning, "pinning", "default", "which session state is carried and which makes a client keep its server connection: `POLICY`\n"+
 		"default (settings are carried, pins end), or strict (as RDS Proxy: a client is pinned for anything,\nuntil it disconnects)")
 	f.Var((*verifyMode)(&c.Verify), "verify", "when a server is asked what a client has left behind: `MODE` pinned (when a pin may have ended), never,\n"+
@@ -247,7 +251,7 @@ func (o *options) resolve(given map[string]bool) error {
 	if o.metrics != "" && !isHostPort(o.metrics) {
 		return fmt.Errorf("-metrics %s is not HOST:PORT", o.metrics)
 	}
-	for _, step := range []func() error{o.resolveUpstream, o.resolveSecrets, o.resolveAuth, o.resolveTLS} {
+	for _, step := range []func() error{o.resolveUpstream, o.resolveSecrets, o.resolveAuth, o.resolveTLS, o.resolveRules} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -341,6 +345,9 @@ func (o *options) resolveAuth() error {
 		o.config.Authenticator = pgmoor.MD5(o.secrets)
 	case "trust":
 		o.config.Authenticator = pgmoor.Trust()
+		if o.hba != "" {
+			return errors.New("-auth trust and -hba exclude each other: trust those whom a line of the file names")
+		}
 		if i := slices.IndexFunc(o.listen, isPublic); i >= 0 {
 			return fmt.Errorf("-auth trust is for loopback addresses and Unix sockets, and -listen %s is neither: "+
 				"listen on 127.0.0.1 or a Unix socket, or let clients log in with passwords (-auth scram-sha-256, -users)", o.listen[i])
@@ -369,6 +376,8 @@ func (o *options) resolveTLS() error {
 	switch {
 	case (o.tlsCert == "") != (o.tlsKey == ""):
 		return errors.New("-tls-cert and -tls-key go together")
+	case o.tlsCert == "" && o.clientCA != "":
+		return errors.New("-tls-client-ca needs -tls-cert and -tls-key")
 	case o.tlsCert == "" && o.config.RequireTLS:
 		return errors.New("-require-tls needs -tls-cert and -tls-key")
 	case o.tlsCert == "":
@@ -379,5 +388,5 @@ func (o *options) resolveTLS() error {
 		return fmt.Errorf("-tls-cert: %w", err)
 	}
 	o.config.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
-	return nil
+	return o.resolveClientCA()
 }

@@ -181,3 +181,27 @@ func TestVersionIsPrinted(t *testing.T) {
 	require.Zero(t, run([]string{"-version"}, &stdout, io.Discard))
 	require.Regexp(t, `^pgmoor \S+ go1\.`, stdout.String())
 }
+
+func TestRulesAreReadFromFiles(t *testing.T) {
+	up := []string{"-upstream", "postgres://u:sesame@db"}
+	rules := writeFile(t, "local all all scram-sha-256\nhost all all 10.0.0.0/8 md5\n")
+	o, err := parseOptions(append(up, "-hba", rules), io.Discard)
+	require.NoError(t, err)
+	require.NotNil(t, o.config.Authenticator)
+	certs := writeFile(t, "hostssl all all all cert map=m\n")
+	maps := writeFile(t, "m x y\n")
+	for says, args := range map[string][]string{
+		"-ident needs -hba":               {"-ident", maps},
+		"line 1: the proxy does not know": {"-hba", writeFile(t, "host all all all ldap\n")},
+		"it has no rules":                 {"-hba", writeFile(t, "# none\n")},
+		"there is no map":                 {"-hba", certs},
+		"does not have them verified":     {"-hba", certs, "-ident", maps},
+		"-tls-client-ca needs -tls-cert":  {"-tls-client-ca", maps},
+		"-hba: open":                      {"-hba", "/nonexistent"},
+		"exclude each other":              {"-hba", rules, "-auth", "trust"},
+		"-max-login-failures must not":    {"-max-login-failures", "-1"},
+	} {
+		_, err := parseOptions(append(up, args...), io.Discard)
+		require.ErrorContains(t, err, says)
+	}
+}

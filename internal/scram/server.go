@@ -42,7 +42,8 @@ type Server struct {
 	doomed   bool
 
 	state       state
-	binding     string // what the client must repeat in its final message
+	channel     channel
+	header      string // the GS2 header, which the client must repeat in its final message
 	clientFirst string // without the GS2 header
 	serverFirst string
 	serverNonce string
@@ -75,10 +76,10 @@ func (s *Server) First(clientFirst []byte) (serverFirst []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := m.gs2Header(); err != nil {
+	if err := m.gs2Header(s.channel); err != nil {
 		return nil, err
 	}
-	s.binding = encode(clientFirst[:len(clientFirst)-len(m)])
+	s.header = string(clientFirst[:len(clientFirst)-len(m)])
 	s.clientFirst = string(m)
 	clientNonce, err := m.clientFirst()
 	if err != nil {
@@ -105,8 +106,8 @@ func (s *Server) Final(clientFinal []byte) (serverFinal []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if binding != s.binding {
-		return nil, violation("unexpected SCRAM channel-binding attribute in client-final-message", "")
+	if err := s.checkBinding(binding); err != nil {
+		return nil, err
 	}
 	nonce, err := m.expect('r')
 	if err != nil {
@@ -169,31 +170,6 @@ func (m *message) peek() byte {
 		return 0
 	}
 	return (*m)[0]
-}
-
-// gs2Header takes "n,," or "y,,".
-func (m *message) gs2Header() error {
-	switch c := m.peek(); c {
-	case 'n', 'y':
-		*m = (*m)[1:]
-	case 'p':
-		return malformed("The client selected SCRAM-SHA-256 without channel binding, but the SCRAM message includes channel binding data.")
-	default:
-		return malformed(`Unexpected channel-binding flag "%s".`, printable(c))
-	}
-	if c := m.peek(); c != ',' {
-		return malformed(`Comma expected, but found character "%s".`, printable(c))
-	}
-	*m = (*m)[1:]
-	switch c := m.peek(); c {
-	case ',':
-		*m = (*m)[1:]
-		return nil
-	case 'a':
-		return unsupported("client uses authorization identity, but it is not supported")
-	default:
-		return malformed(`Unexpected attribute "%s" in client-first-message.`, printable(c))
-	}
 }
 
 // clientFirst takes all that follows the GS2 header and returns the nonce.
@@ -276,6 +252,9 @@ func printable(c byte) string {
 	}
 	return fmt.Sprintf("0x%02x", c)
 }
+
+// codeBadAuthorization is the SQLSTATE of a channel that is not the client's.
+const codeBadAuthorization = "28000"
 
 func violation(msg, detail string) error {
 	return &ProtocolError{Code: "08P01", Msg: msg, Detail: detail}
