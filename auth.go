@@ -123,8 +123,8 @@ func ReadUserList(path string) (StaticSecrets, error) {
 
 // Authenticator decides whether a client may come in. It may ask the client for its password ([Client.Password]) and look
 // at what it said ([Client.User], [Client.Parameter], [Client.TLS] with the certificate), and returns nil to let it in. An
-// *[Error] is sent to the client as it is; any other error is logged, and the client is told that its authentication
-// failed. The context ends with the handshake timeout. Authenticate is called from several goroutines at once, each with
+// *[Error] is sent to the client as it is, and what wraps it is for the log only; any other error is logged, and the client is
+// told that its authentication failed. The context ends with the handshake timeout. Authenticate is called from several goroutines at once, each with
 // its own client. [SCRAM], [MD5], [Cleartext] and [Trust] return Authenticators.
 type Authenticator interface {
 	Authenticate(ctx context.Context, c *Client) error

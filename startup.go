@@ -63,6 +63,7 @@ type Client struct {
 
 	shown presented    // owned by the handshake
 	keys  scram.Keys   // that the client has proved to know, of a verifier; owned by the handshake
+	given *string      // a password that was asked for already; owned by the Authenticator
 	log   *slog.Logger // for Authenticators; nil: there is none
 
 	authenticating atomic.Bool // an Authenticator has it
@@ -136,6 +137,10 @@ func (c *Client) Password(ctx context.Context) (string, error) {
 			Message: "cleartext password authentication needs an encrypted connection",
 			Hint:    "Connect with sslmode=require.",
 		}
+	case c.given != nil:
+		pw := *c.given
+		c.given = nil
+		return pw, nil
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) })
 	pw, err := c.askPassword(authCleartext, nil)
@@ -433,6 +438,15 @@ func (c *Client) askPassword(kind uint32, data []byte) ([]byte, error) {
 
 // sasl offers SASL mechanisms, the best first, and returns the one that the client has chosen and its first message.
 func (c *Client) sasl(mechanisms ...string) (chosen string, first []byte, err error) {
+	chosen, first, err = c.offer(mechanisms...)
+	if err == nil && first == nil {
+		err = fatalf(codeProtocolViolation, "SASL initial response is missing")
+	}
+	return chosen, first, err
+}
+
+// offer is sasl for mechanisms whose first message may come later: then first is nil.
+func (c *Client) offer(mechanisms ...string) (chosen string, first []byte, err error) {
 	if err := c.send(request(nil, authSASL, []byte(strings.Join(mechanisms, "\x00")+"\x00\x00"))); err != nil {
 		return "", nil, err
 	}
@@ -449,7 +463,7 @@ func (c *Client) sasl(mechanisms ...string) (chosen string, first []byte, err er
 	}
 	n, data := binary.BigEndian.Uint32(rest), rest[4:]
 	if n == 1<<32-1 && len(data) == 0 {
-		return "", nil, fatalf(codeProtocolViolation, "SASL initial response is missing")
+		return chosen, nil, nil
 	}
 	if uint64(n) != uint64(len(data)) {
 		return "", nil, fatalf(codeProtocolViolation, "invalid SASLInitialResponse")

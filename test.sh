@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 gofumpt=mvdan.cc/gofumpt@v0.12.0
 golangci=github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 fuzz_time=${2:-10m}
-modules=(. internal/scram/oracle contrib/etcd examples compat/go bench)
+modules=(. internal/scram/oracle contrib/etcd contrib/aws contrib/vault contrib/oidc examples compat/go bench)
 oracle=internal/sqlscan/oracle # PostgreSQL's parser, in C: it takes minutes to compile, and is compiled once
 tools=${PGMOOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pgmoor}/tools
 
