@@ -14,7 +14,7 @@ import (
 // lender returns a pool with one idle connection that nobody serves, and a session of it.
 func lender(t testing.TB) (*pool, *Session) {
 	t.Helper()
-	p, err := New(nil, Config{Upstream: Upstream{Hosts: []string{"nowhere"}}})
+	p, err := New(nil, Config{Upstream: Upstream{Hosts: []string{"nowhere"}}, MaxConnections: 1})
 	require.NoError(t, err)
 	pl, err := p.pool(poolKey{database: "d", user: "u"})
 	require.NoError(t, err)
@@ -24,6 +24,7 @@ func lender(t testing.TB) (*pool, *Session) {
 		ends = append(ends, near, far)
 		return near
 	}
+	require.True(t, pl.takeToken(false)) // so that no other is opened
 	sc := newServer(&loggedIn{conn: conn()}, pl)
 	s := newSession(p.env, &Client{conn: conn(), leaveSlot: func() {}}, pl)
 	pl.mu.Lock()
@@ -53,5 +54,22 @@ func BenchmarkBorrow(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		pl.giveBack(pl.borrow(s), nil)
+	}
+}
+
+// BenchmarkWait is one of 5,000 sessions that wait for a connection: it joins the queue, and in its turn leaves it with the connection.
+// What a session then does with it is not in it.
+func BenchmarkWait(b *testing.B) {
+	pl, s := lender(b)
+	sc := pl.borrow(s)
+	for range 5000 {
+		require.Nil(b, pl.borrow(newSession(s.env, s.client, pl)))
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		next := pl.release(sc, nil)
+		if pl.borrow(next) != nil {
+			b.Fatal("a connection was lent twice")
+		}
 	}
 }

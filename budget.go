@@ -52,7 +52,7 @@ func (b *budget) take(p *pool) bool {
 	b.starving.Store(int32(len(b.starved)))
 	pools, limit := b.poolsLocked(), b.limit
 	b.mu.Unlock()
-	if free > 0 || !b.evictFor(p, pools) { // what is free is spoken for
+	if !b.evictFor(p, pools) { // what is free, if anything, is spoken for
 		b.claim(p, pools, limit)
 		for _, o := range pools { // their pinned sessions may not need to be
 			if o != p {
@@ -113,9 +113,25 @@ func (b *budget) unclaim(p *pool) {
 	}
 }
 
+// disclaim is unclaim for a pool that waits all the same: another opener of its may have found no token here.
+func (b *budget) disclaim(p *pool) {
+	b.mu.Lock()
+	claimed := slices.Contains(b.claims, p)
+	b.dropClaimLocked(p)
+	pools := b.poolsLocked()
+	b.mu.Unlock()
+	if claimed {
+		refill(pools)
+	}
+}
+
 func (b *budget) unclaimLocked(p *pool) {
 	delete(b.starved, p)
 	b.starving.Store(int32(len(b.starved)))
+	b.dropClaimLocked(p)
+}
+
+func (b *budget) dropClaimLocked(p *pool) {
 	if i := slices.Index(b.claims, p); i >= 0 {
 		b.claims = slices.Delete(b.claims, i, i+1)
 	}
@@ -137,12 +153,12 @@ func (b *budget) mustYield(p *pool, servers int, idle bool) bool {
 	if slices.Contains(b.claims, p) {
 		others--
 	}
-	if idle {
-		starved := len(b.starved)
-		if _, own := b.starved[p]; own {
-			starved--
+	if idle { // some may have a claim and try again at the moment, and others have none yet
+		for o := range b.starved {
+			if o != p && !slices.Contains(b.claims, o) {
+				others++
+			}
 		}
-		others = max(others, starved)
 	}
 	if b.limit-b.used+b.yielding >= others {
 		return false

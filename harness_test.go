@@ -66,6 +66,7 @@ func newRig(t testing.TB, cfg pgmoor.Config, server *fake) *rig {
 //	fail                                   an error
 //	die, terminate, half                   closes the connection: in silence, with 57P01, inside of a DataRow
 //	drift                                  a ParameterStatus that nobody asked for
+//	LISTEN, SELECT …channels();UNLISTEN *  listens; tells the channels and ends that
 //	SELECT pg_catalog.current_setting(…)   1
 //	SELECT 't', …                          the question for what is left in the session: a row for each letter of left
 //
@@ -291,6 +292,7 @@ type backend struct {
 	text      string // of the unnamed statement
 	skip      bool
 	gone      bool
+	channels  []string // that it listens to
 }
 
 func (b *backend) serve() {
@@ -350,15 +352,22 @@ func (b *backend) run(sql string) []pgproto3.BackendMessage {
 		if !b.sleep(arg) {
 			return b.fail("57014", "canceling statement due to user request")
 		}
+	case "LISTEN":
+		b.channels = append(b.channels, strings.Trim(arg, `";`))
 	case "SELECT":
-		if strings.Contains(arg, "'max_connections'") {
+		if strings.HasPrefix(arg, "pg_catalog.pg_listening_channels();") {
+			for _, name := range b.channels {
+				out = append(out, &pgproto3.DataRow{Values: [][]byte{[]byte(name)}})
+			}
+			b.channels = nil
+		} else if strings.Contains(arg, "'max_connections'") {
 			out = append(out, &pgproto3.RowDescription{Fields: make([]pgproto3.FieldDescription, 3)}, b.fake.limits())
 		} else if left, _ := b.fake.left.Load().(string); strings.HasPrefix(arg, "'t'") {
 			for _, kind := range left {
 				out = append(out, &pgproto3.DataRow{Values: [][]byte{[]byte(string(kind)), nil, nil}})
 			}
 		} else if n := strings.Count(sql, "pg_catalog.current_setting("); n > 0 { // every setting is 1
-			out = append(out, &pgproto3.DataRow{Values: slices.Repeat([][]byte{[]byte("1")}, n)})
+			out = append(out, &pgproto3.RowDescription{Fields: make([]pgproto3.FieldDescription, n)}, &pgproto3.DataRow{Values: slices.Repeat([][]byte{[]byte("1")}, n)})
 		}
 	case "fail":
 		return b.fail("42601", "as you wish")

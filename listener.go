@@ -33,7 +33,8 @@ type listener struct {
 	tame    bool   // the first one was sent
 	broken  bool   // the connection was lost, or is of no use
 	backoff time.Duration
-	stirred []*ears // scratch
+	since   time.Time // when nothing was heard any more, without pauses of the proxy's; zero: all is well
+	stirred []*ears   // scratch
 
 	mu      sync.Mutex // never held across I/O; taken inside a session's, takes a pool's
 	ears    map[*ears]struct{}
@@ -169,7 +170,7 @@ func (l *listener) leave(e *ears) {
 // run is the goroutine of the listener.
 func (l *listener) run() {
 	defer l.pool.wg.Done()
-	for l.wanted() {
+	for l.since = (time.Time{}); l.wanted(); {
 		l.epoch = l.pool.env.epoch.Load()
 		li, err := l.pool.env.config().up.open(l.pool.ctx, &l.pool.key)
 		if err != nil {
@@ -177,13 +178,11 @@ func (l *listener) run() {
 				l.pool.noteFailure(err)
 			}
 			l.giveUp(true)
-			l.pause()
+		} else if l.serve(li); !l.broken {
 			continue
 		}
-		l.serve(li)
-		if l.broken {
-			l.pause()
-		}
+		l.vain(err)
+		l.pause()
 	}
 }
 
@@ -210,12 +209,16 @@ func (l *listener) pause() {
 	t := time.NewTimer(l.backoff/2 + rand.N(l.backoff))
 	defer t.Stop()
 	for over := false; l.needed() && (!over || l.pool.env.gate.isShut()); {
+		shut := l.pool.env.gate.isShut()
 		select {
 		case <-t.C:
 			over = true
 		case <-l.pool.ctx.Done():
 			return
 		case <-l.wake:
+		}
+		if shut {
+			l.since = l.pool.env.now()
 		}
 	}
 }

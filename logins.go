@@ -196,7 +196,10 @@ func (t *ticket) verdict(reached bool) {
 	defer g.mu.Unlock()
 	h := &g.hosts[t.host]
 	if reached {
-		h.down, h.backoff = false, 0
+		if h.backoff = 0; h.down { // others need not wait until this login is over: Config.InitQuery is still to come
+			h.down = false
+			g.wakeLocked()
+		}
 		return
 	}
 	var pause time.Duration

@@ -47,7 +47,8 @@ type Stats struct {
 	// which a session listens.
 	// They are not in Servers, and not limited by [Config.MaxConnections].
 	Listeners int
-	// ListenersLost counts how often one was lost: its sessions were told that notifications may be missing.
+	// ListenersLost counts how often one was lost: its sessions are told that notifications may be missing, or
+	// end where it cannot be made again.
 	ListenersLost int64
 	// Notifications counts those that such connections have heard and clients were sent.
 	Notifications int64

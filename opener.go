@@ -63,12 +63,19 @@ func (p *pool) openMore() {
 	}
 }
 
-// startOpeners reports whether the pool wants nothing more than it has.
+// startOpeners reports whether the pool wants nothing more than it has, or could make no use of it for the moment.
 func (p *pool) startOpeners() (sated bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || p.env.now().Before(p.retryAt) {
+	switch {
+	case p.closed:
 		return false
+	case p.env.now().Before(p.retryAt):
+		if p.opening > 0 {
+			return false
+		}
+		p.starved = false // it asks again then, without a claim until then
+		return true
 	}
 	n := p.wantsLocked()
 	sated = n <= 0 && p.opening == 0 && !p.starved

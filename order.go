@@ -137,7 +137,7 @@ func (l *listener) answered() {
 		l.broken = true // nothing can be listened to on it
 		return
 	}
-	l.backoff = 0
+	l.backoff, l.since = 0, time.Time{}
 	l.mu.Lock()
 	l.carriedOutLocked(o)
 	stirred := l.restoredLocked()

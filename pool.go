@@ -74,6 +74,8 @@ type pool struct {
 	wake chan struct{}
 	wg   sync.WaitGroup // keeper, openers, goroutines of the server connections
 
+	taking sync.Mutex // held by takeToken, outside all others: no opener goes without what another is about to give back
+
 	mu           sync.Mutex // never held across I/O; taken inside a session's, takes none
 	idle         []*server  // the last is the most recently used
 	open         map[*server]struct{}

@@ -563,7 +563,7 @@ func (p *Proxy) closeUnused() {
 	}
 	p.mu.Unlock()
 	for _, pl := range unused {
+		pl.close() // first: what is still being closed counts for the limits
 		p.part(pl)
-		pl.close()
 	}
 }

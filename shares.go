@@ -38,8 +38,10 @@ func (b *budget) undo(p *pool) {
 }
 
 // takeToken takes a token of every budget that the pool is part of, the narrower ones first; with spare, only where nobody else
-// wants one.
+// wants one. Where one budget has none, the pool gives up its claims on those behind it, which it could make no use of.
 func (p *pool) takeToken(spare bool) bool {
+	p.taking.Lock()
+	defer p.taking.Unlock()
 	for i := range len(p.shares) + 1 {
 		b := p.budget
 		if i < len(p.shares) {
@@ -50,6 +52,9 @@ func (p *pool) takeToken(spare bool) bool {
 		}
 		for _, o := range p.shares[:i] {
 			o.undo(p)
+		}
+		if !spare {
+			p.disclaimFrom(i + 1)
 		}
 		return false
 	}
@@ -104,6 +109,16 @@ func (p *pool) unclaim() {
 		b.unclaim(p)
 	}
 	p.budget.unclaim(p)
+}
+
+// disclaimFrom gives up the pool's claims on its budgets but for the first i.
+func (p *pool) disclaimFrom(i int) {
+	for ; i < len(p.shares); i++ {
+		p.shares[i].disclaim(p)
+	}
+	if i == len(p.shares) {
+		p.budget.disclaim(p)
+	}
 }
 
 // shareKey names a budget of one user or one database.
