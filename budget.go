@@ -22,7 +22,7 @@ type budget struct {
 	mu        sync.Mutex // taken inside a pool's; takes none
 	own       int        // what Config allows, see setOwn
 	granted   int        // by Config.Budget
-	limit     int        // the smaller of both where there is a Budget; changed by setLocked only
+	limit     int        // the smaller of both where there is a Budget; changed by setLimit only
 	used      int
 	yielding  int // connections that were given up for claims and are not closed yet
 	shrinking int // connections that were given up for the limit and are not closed yet

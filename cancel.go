@@ -62,6 +62,14 @@ func (s *Session) failedOwn(body []byte, unprimed bool) {
 	}
 }
 
+// endedInFront is called when what the proxy had sent in front of the client's batch is over.
+func (sc *server) endedInFront(s *Session) {
+	s.cancelled = false
+	if s.cancelLater {
+		sc.cancelNow(s)
+	}
+}
+
 // cancelNow carries out a cancel request that waited for the end of the proxy's own queries. It is called on the goroutine of
 // sc, which keeps the pool from being closed meanwhile.
 func (sc *server) cancelNow(s *Session) {

@@ -148,8 +148,8 @@ type Config struct {
 
 	// BorrowTimeout is how long a request waits for a server connection before it fails with SQLSTATE 08000, and a client
 	// that logs in for the first one of its kind (see HandshakeTimeout). It is RDS Proxy's
-	// ConnectionBorrowTimeout. If zero, DefaultBorrowTimeout; NoWait does not wait; at most
-	// MaxBorrowTimeout.
+	// ConnectionBorrowTimeout. For as long a connection that listens may be missing before the sessions that listen are ended. If
+	// zero, DefaultBorrowTimeout; NoWait does not wait; at most MaxBorrowTimeout.
 	BorrowTimeout time.Duration
 
 	// IdleTimeout is how long a server connection may be idle before it is closed, unless MaxIdleConnectionsPercent keeps it. If

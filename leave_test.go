@@ -159,12 +159,12 @@ func requireFresh(t testing.TB, c *client) {
 		"SELECT current_user":                  "postgres",
 		"SELECT session_user":                  "postgres",
 		"SELECT now() = statement_timestamp()": "t",
-		"SELECT count(*) FROM pg_prepared_statements WHERE name <> ''":           "0",
-		"SELECT count(*) FROM pg_cursors WHERE name <> ''":                       "0",
-		"SELECT count(*) FROM pg_listening_channels()":                           "0",
-		"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'":              "0",
-		"SELECT to_regclass('gone') IS NULL AND to_regclass('never') IS NULL":    "t",
-		"SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema()": "0",
+		"SELECT count(*) FROM pg_prepared_statements WHERE name <> ''":                         "0",
+		"SELECT count(*) FROM pg_cursors WHERE name <> ''":                                     "0",
+		"SELECT count(*) FROM pg_listening_channels()":                                         "0",
+		"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()": "0",
+		"SELECT to_regclass('gone') IS NULL AND to_regclass('never') IS NULL":                  "t",
+		"SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema()":               "0",
 	} {
 		require.Equal(t, want, c.ok(sql), sql)
 	}

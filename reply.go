@@ -248,10 +248,7 @@ func (sc *server) note(s *Session, msg []byte, private bool) (turn.Verdict, outc
 	}
 	switch {
 	case msg[0] == wire.ReadyForQuery && v == turn.Swallow && !private: // between a Parse of the proxy's and the client's batch
-		s.cancelled = false
-		if s.cancelLater {
-			sc.cancelNow(s)
-		}
+		sc.endedInFront(s)
 	case msg[0] == wire.ReadyForQuery:
 		return sc.noteReady(s, v, private)
 	case unprimed:
