@@ -85,7 +85,7 @@ func (q *AuthQuery) Validate() error {
 // before a Proxy is.
 func (q *AuthQuery) check(cfg *Config) error {
 	up := q.Upstream
-	up.SSLMode = orDefault(up.SSLMode, "prefer")
+	up.SSLMode = (&Config{Upstream: up}).sslMode()
 	if err := (&Config{RequireTLS: cfg.RequireTLS, Upstream: up}).validateEncryption(); err != nil {
 		return errors.New("pgmoor: Config.RequireTLS is for the server of AuthQuery too: set its Upstream.SSLMode to \"require\", \"verify-ca\" or \"verify-full\"")
 	}

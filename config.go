@@ -230,8 +230,13 @@ type Upstream struct {
 	Dialer Dialer
 
 	// SSLMode is libpq's sslmode: "disable", "allow", "prefer", "require", "verify-ca" or "verify-full". If empty,
-	// "prefer", or "require" with Config.RequireTLS. Unix sockets are never encrypted.
+	// "prefer", or "require" with Config.RequireTLS or a direct SSLNegotiation. Unix sockets are never encrypted.
 	SSLMode string
+
+	// SSLNegotiation is libpq's sslnegotiation: "postgres" asks the server whether it encrypts before TLS begins, "direct" begins with TLS, with
+	// the ALPN protocol "postgresql", which saves a round trip and is for PostgreSQL 17 and later. "direct" needs an SSLMode of "require" or more:
+	// it leaves nothing to fall back to. If empty, "postgres".
+	SSLNegotiation string
 
 	// ChannelBinding is libpq's channel_binding: "disable", "prefer" or "require". With TLS, a login by SCRAM is bound to the server's
 	// certificate where the server can. "require" refuses every other login, also by a password in clear or its MD5 hash, so that
@@ -239,7 +244,7 @@ type Upstream struct {
 	ChannelBinding string
 
 	// TLSConfig, if not nil, is the base of the TLS configuration, for its RootCAs, Certificates and the like;
-	// SSLMode decides what is verified.
+	// SSLMode decides what is verified, and its VerifyConnection is asked besides.
 	TLSConfig *tls.Config
 
 	// ConnectTimeout bounds one login, from dialing to the first ReadyForQuery, and Config.InitQuery behind it. If zero,
@@ -292,10 +297,13 @@ func (c *Config) validate() error {
 	return c.Upstream.validate()
 }
 
+// weakModes are those values of Upstream.SSLMode that let a server do without encryption.
+var weakModes = []string{"disable", "allow", "prefer"}
+
 // validateEncryption checks what RequireTLS means for servers.
 func (c *Config) validateEncryption() error {
 	u := &c.Upstream
-	if !c.RequireTLS || !slices.Contains([]string{"disable", "allow", "prefer"}, u.SSLMode) ||
+	if !c.RequireTLS || !slices.Contains(weakModes, u.SSLMode) ||
 		!slices.ContainsFunc(u.Hosts, func(h string) bool { return !strings.HasPrefix(h, "/") }) {
 		return nil
 	}
@@ -308,7 +316,7 @@ func (c *Config) validateEncryption() error {
 
 // sslMode returns the mode that counts.
 func (c *Config) sslMode() string {
-	if c.RequireTLS {
+	if c.RequireTLS || c.Upstream.direct() {
 		return orDefault(c.Upstream.SSLMode, "require")
 	}
 	return orDefault(c.Upstream.SSLMode, "prefer")
@@ -336,6 +344,13 @@ func (u *Upstream) validate() error {
 	}
 	if !slices.Contains([]string{"", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"}, u.SSLMode) {
 		return fmt.Errorf("pgmoor: Config.Upstream.SSLMode %q is not one of libpq's", u.SSLMode)
+	}
+	switch {
+	case !slices.Contains([]string{"", "postgres", "direct"}, u.SSLNegotiation):
+		return fmt.Errorf("pgmoor: Config.Upstream.SSLNegotiation %q is not one of postgres, direct", u.SSLNegotiation)
+	case u.direct() && slices.Contains(weakModes, u.SSLMode):
+		return fmt.Errorf("pgmoor: Config.Upstream.SSLNegotiation is \"direct\", and Config.Upstream.SSLMode is %q: "+
+			"leave it empty, or set \"require\", \"verify-ca\" or \"verify-full\"", u.SSLMode)
 	}
 	if !slices.Contains([]string{"", "disable", "prefer", "require"}, u.ChannelBinding) {
 		return fmt.Errorf("pgmoor: Config.Upstream.ChannelBinding %q is not one of disable, prefer, require", u.ChannelBinding)
@@ -420,6 +435,8 @@ func (c *Config) logger() *slog.Logger {
 	}
 	return c.Logger
 }
+
+func (u *Upstream) direct() bool { return u.SSLNegotiation == "direct" }
 
 func (u *Upstream) connectTimeout() time.Duration {
 	return orDefault(u.ConnectTimeout, DefaultConnectTimeout)

@@ -183,6 +183,7 @@ var updates = map[string]string{
 	"Upstream.Hosts":          "at once: all server connections are retired, as by `Reconnect`",
 	"Upstream.Dialer":         newServers,
 	"Upstream.SSLMode":        "as `Hosts`",
+	"Upstream.SSLNegotiation": newServers + "; cancel requests for those from before are sent as they were made",
 	"Upstream.ChannelBinding": newServers,
 	"Upstream.TLSConfig":      newServers,
 	"Upstream.ConnectTimeout": newServers,

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/pgmoor/pgmoor/internal/scram"
 	"github.com/pgmoor/pgmoor/internal/wire"
 )
@@ -61,14 +59,14 @@ func (p *proofs) of(user string, secret Secret) (k scram.Keys, ok bool) {
 // prover is the client's side of a SCRAM exchange with a server, in the place of pgconn's, which wants a password.
 type prover struct {
 	net.Conn
-	cfg    *pgconn.Config // of this attempt
-	keys   scram.Keys
-	client *scram.Client // nil: the server has not asked yet
-	proved bool          // it has proved to know the verifier, too
+	binding *string // pgconn's channel_binding, of this attempt
+	keys    scram.Keys
+	client  *scram.Client // nil: the server has not asked yet
+	proved  bool          // it has proved to know the verifier, too
 }
 
-func newProver(c net.Conn, cfg *pgconn.Config, keys scram.Keys) *prover {
-	return &prover{Conn: c, cfg: cfg, keys: keys}
+func newProver(c net.Conn, binding *string, keys scram.Keys) *prover {
+	return &prover{Conn: c, binding: binding, keys: keys}
 }
 
 // maxServerAuth bounds a message before the end of authentication. libpq has a smaller one.
@@ -150,16 +148,16 @@ func (p *prover) answer(request uint32, data []byte) (mine bool, err error) {
 func (p *prover) begin(offered []string) (mine bool, err error) {
 	mechanism := scram.Mechanism
 	var data []byte
-	if slices.Contains(offered, scram.MechanismPlus) && p.cfg.ChannelBinding != "disable" {
+	if slices.Contains(offered, scram.MechanismPlus) && *p.binding != "disable" {
 		if data = serverEndPoint(p.Conn); data != nil {
 			mechanism = scram.MechanismPlus
 		}
 	}
-	if !slices.Contains(offered, mechanism) || data == nil && p.cfg.ChannelBinding == "require" {
+	if !slices.Contains(offered, mechanism) || data == nil && *p.binding == "require" {
 		return false, nil // pgconn says what is wrong
 	}
 	if data != nil { // or pgconn would miss the exchange
-		p.cfg.ChannelBinding = "prefer"
+		*p.binding = "prefer"
 	}
 	p.client = scram.NewClient(p.keys, data)
 	first := p.client.First()
@@ -196,13 +194,4 @@ func certificateHash(cert *x509.Certificate) []byte {
 	h := hash.New()
 	h.Write(cert.Raw)
 	return h.Sum(nil)
-}
-
-// proofFailed makes the server's refusal of what the exchange has come to: whoever waits for a login is told the same as where the
-// server says so.
-func proofFailed(err error) error {
-	return &pgconn.PgError{
-		Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: codeBadPassword,
-		Message: "password authentication failed: " + strings.TrimPrefix(err.Error(), "scram: "),
-	}
 }

@@ -34,6 +34,7 @@ type server struct {
 	era              uint64        // account.era of its login
 	closed           chan struct{} // closed when it is, see pool.lost
 	network, address string        // where cancel requests go
+	encryption       *encryption   // of those; nil: there is none
 	pid              uint32
 	secret           []byte
 
@@ -89,7 +90,7 @@ func newServer(li *loggedIn, p *pool) *server {
 	sc := &server{
 		link: link.New(li.conn, !p.env.config().plainIO), pool: p,
 		welcome: li.statuses, base: base, reports: maps.Clone(base),
-		serial: p.env.statementIDs.Add(1), network: li.network, address: li.address, pid: li.pid, secret: li.secret, none: true, closed: make(chan struct{}),
+		serial: p.env.statementIDs.Add(1), network: li.network, address: li.address, encryption: li.encryption, pid: li.pid, secret: li.secret, none: true, closed: make(chan struct{}),
 		set: li.set, fresh: li.set, initial: li.initial, retireAt: p.env.retireAt(), era: p.account.era.Load(),
 	}
 	p.env.backends.Store(sc.pid, sc)

@@ -3,16 +3,13 @@ package pgmoor
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -80,7 +77,8 @@ var baseConfig = sync.OnceValues(func() (*pgconn.Config, error) {
 // loggedIn is a server connection that has just logged in. Whoever gets it owns conn.
 type loggedIn struct {
 	conn             net.Conn
-	network, address string // where a cancel request goes
+	network, address string      // where a cancel request goes
+	encryption       *encryption // of that, as of conn; nil: neither is encrypted
 	pid              uint32
 	secret           []byte
 	statuses         []byte   // the ParameterStatus messages of the login, in the server's order
@@ -160,7 +158,8 @@ func (u *upstream) logIn(ctx context.Context, t *ticket, key *poolKey, secret Se
 		_ = h.Conn.Close()
 		return nil, err
 	}
-	li.conn, li.network, li.address, li.pid, li.secret = h.Conn, rec.network, rec.address, h.PID, h.SecretKey
+	li.conn, li.network, li.address, li.encryption = h.Conn, rec.network, rec.address, rec.encryption
+	li.pid, li.secret = h.PID, h.SecretKey
 	return li, nil
 }
 
@@ -199,9 +198,12 @@ func (e *openError) Unwrap() error { return e.cause }
 func attemptText(err error) string {
 	var pg *pgconn.PgError
 	var op *net.OpError
+	var handshake *handshakeError
 	switch {
 	case errors.As(err, &pg):
 		return pg.Error()
+	case errors.As(err, &handshake):
+		return handshake.Error()
 	case errors.As(err, &op):
 		return op.Op + ": " + op.Err.Error()
 	case errors.Unwrap(err) != nil:
@@ -209,6 +211,15 @@ func attemptText(err error) string {
 	}
 	return err.Error()
 }
+
+// handshakeError is why TLS with a server did not come about.
+type handshakeError struct{ cause error }
+
+// Error returns the cause.
+func (e *handshakeError) Error() string { return "TLS handshake: " + e.cause.Error() }
+
+// Unwrap returns the cause.
+func (e *handshakeError) Unwrap() error { return e.cause }
 
 // isRefusedPassword reports whether a login failed because of the password.
 func isRefusedPassword(err error) bool {
@@ -236,77 +247,115 @@ func passwordHint(err error, secret Secret) string {
 	return who + "the password that the proxy knows of this user is not the server's."
 }
 
+// proofFailed makes the server's refusal of what the exchange has come to: whoever waits for a login is told the same as where the
+// server says so.
+func proofFailed(err error) error {
+	return &pgconn.PgError{
+		Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: codeBadPassword,
+		Message: "password authentication failed: " + strings.TrimPrefix(err.Error(), "scram: "),
+	}
+}
+
 // dialed remembers where the last successful dial went, and what pgconn logs in on there.
 type dialed struct {
 	network, address string
+	encryption       *encryption // nil: it is not encrypted
 	login            *loginConn
+}
+
+// attempt is one call of pgconn's, which tries one host after the other. Its methods are what pgconn calls.
+type attempt struct {
+	dialed
+	u      *upstream
+	t      *ticket
+	key    *poolKey
+	secret Secret
+	hosts  map[string]target // by address
+
+	at   string         // where the last dial went, as pgconn has it
+	conn net.Conn       // of that
+	cfg  *pgconn.Config // for that
+}
+
+// target is one of Upstream.Hosts.
+type target struct {
+	index int         // the first one with that address
+	tls   *tls.Config // nil: connections to it are never encrypted
 }
 
 func (u *upstream) config(t *ticket, key *poolKey, secret Secret) (*pgconn.Config, *dialed, error) {
 	cfg := u.base.Copy()
 	cfg.User, cfg.Database = key.user, key.database
 	cfg.Password, _ = secret.password()
-	rec := new(dialed)
-	hosts := make(map[string]int) // by address
-	cfg.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
-		if err := t.move(ctx, hosts[address]); err != nil {
-			return nil, err
-		}
-		c, err := u.cfg.dialer().DialContext(ctx, network, address)
-		if err == nil {
-			*rec = dialed{network: network, address: u.cancelAddress(c, address)}
-		}
-		return c, err
-	}
+	cfg.SSLNegotiation = orDefault(u.cfg.SSLNegotiation, "postgres")
+	a := &attempt{u: u, t: t, key: key, secret: secret, hosts: make(map[string]target)}
+	cfg.DialFunc, cfg.AfterNetConnect, cfg.BuildFrontend = a.dial, a.connected, a.frontend
 	cfg.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil } // the Dialer's business
-	var conn net.Conn                                                                                      // that the login below is about
-	var now *pgconn.Config
-	cfg.AfterNetConnect = func(_ context.Context, cfg *pgconn.Config, c net.Conn) (net.Conn, error) {
-		cfg.ChannelBinding = u.binding(c)
-		now, conn = cfg, c
-		return c, nil
+	all, err := a.targets()
+	if err != nil {
+		return nil, nil, err
 	}
-	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		rec.login = newLoginConn(r, w, key.startup())
-		if keys, ok := u.proofs.of(key.user, secret); ok {
-			rec.login.prover = newProver(conn, now, keys)
-		}
-		return rec.login.frontend
-	}
-	cfg.Fallbacks = nil
-	for i, h := range u.cfg.Hosts {
-		if i < t.host { // it is down
+	first := all[0]
+	cfg.Host, cfg.Port, cfg.TLSConfig, cfg.Fallbacks = first.Host, first.Port, first.TLSConfig, all[1:]
+	return cfg, &a.dialed, nil
+}
+
+// targets returns what to try, in order.
+func (a *attempt) targets() (all []*pgconn.FallbackConfig, err error) {
+	for i, h := range a.u.cfg.Hosts {
+		if i < a.t.host { // it is down
 			continue
 		}
 		host, port, err := splitHost(h)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
+		}
+		to := target{index: i}
+		for _, t := range a.u.tlsConfigs(host) {
+			all = append(all, &pgconn.FallbackConfig{Host: host, Port: port, TLSConfig: t})
+			if t != nil {
+				to.tls = t
+			}
 		}
 		_, address := pgconn.NetworkAddress(host, port)
-		if _, again := hosts[address]; !again {
-			hosts[address] = i
-		}
-		for _, t := range u.tlsConfigs(host) {
-			cfg.Fallbacks = append(cfg.Fallbacks, &pgconn.FallbackConfig{Host: host, Port: port, TLSConfig: t})
+		if _, again := a.hosts[address]; !again {
+			a.hosts[address] = to
 		}
 	}
-	first := cfg.Fallbacks[0]
-	cfg.Host, cfg.Port, cfg.TLSConfig, cfg.Fallbacks = first.Host, first.Port, first.TLSConfig, cfg.Fallbacks[1:]
-	return cfg, rec, nil
+	return all, nil
 }
 
-// binding returns the channel_binding for a connection. Where the certificate has nothing to bind to, as Ed25519, the server is not told that
-// the proxy could: it would take that for an attack.
-func (u *upstream) binding(c net.Conn) string {
-	mode := orDefault(u.cfg.ChannelBinding, "prefer")
-	t, ok := c.(*tls.Conn)
-	if !ok || mode != "prefer" {
-		return mode
+func (a *attempt) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if err := a.t.move(ctx, a.hosts[address].index); err != nil {
+		return nil, err
 	}
-	if certs := t.ConnectionState().PeerCertificates; len(certs) > 0 && bindingHash(certs[0].SignatureAlgorithm) == 0 {
-		return "disable"
+	c, err := a.u.cfg.dialer().DialContext(ctx, network, address)
+	if err == nil {
+		a.at, a.dialed = address, dialed{network: network, address: a.u.cancelAddress(c, address)}
 	}
-	return mode
+	return c, err
+}
+
+// connected is called when the connection is encrypted, if it is to be. With direct negotiation the handshake is not made before the first
+// byte, so it is made here: what binding looks at is there afterwards.
+func (a *attempt) connected(ctx context.Context, cfg *pgconn.Config, c net.Conn) (net.Conn, error) {
+	if t, ok := c.(*tls.Conn); ok {
+		if err := t.HandshakeContext(ctx); err != nil {
+			return c, &handshakeError{err}
+		}
+		a.encryption = &encryption{a.hosts[a.at].tls, a.u.cfg.direct()}
+	}
+	cfg.ChannelBinding = a.u.binding(c)
+	a.cfg, a.conn = cfg, c
+	return c, nil
+}
+
+func (a *attempt) frontend(r io.Reader, w io.Writer) *pgproto3.Frontend {
+	a.login = newLoginConn(r, w, a.key.startup())
+	if keys, ok := a.u.proofs.of(a.key.user, a.secret); ok {
+		a.login.prover = newProver(a.conn, &a.cfg.ChannelBinding, keys)
+	}
+	return a.login.frontend
 }
 
 // cancelAddress is where a cancel request for conn goes: the very address that a net.Dialer reached, since a name may
@@ -318,89 +367,6 @@ func (u *upstream) cancelAddress(conn net.Conn, address string) string {
 		}
 	}
 	return address
-}
-
-// tlsConfigs returns what to try in turn on host, nil standing for no encryption, as libpq's documentation of sslmode has it.
-func (u *upstream) tlsConfigs(host string) []*tls.Config {
-	if strings.HasPrefix(host, "/") {
-		return []*tls.Config{nil}
-	}
-	c := new(tls.Config)
-	if u.cfg.TLSConfig != nil {
-		c = u.cfg.TLSConfig.Clone()
-	}
-	if c.ServerName == "" {
-		c.ServerName = host
-	}
-	mode := u.sslMode
-	if mode == "require" && c.RootCAs != nil { // as libpq does where a root certificate file exists
-		mode = "verify-ca"
-	}
-	switch mode {
-	case "disable":
-		return []*tls.Config{nil}
-	case "verify-full":
-		return []*tls.Config{c}
-	}
-	c.InsecureSkipVerify = true
-	switch mode {
-	case "allow":
-		return []*tls.Config{nil, c}
-	case "prefer":
-		return []*tls.Config{c, nil}
-	case "verify-ca":
-		roots := c.RootCAs
-		c.VerifyConnection = func(s tls.ConnectionState) error { return verifyChain(s, roots) }
-	}
-	return []*tls.Config{c}
-}
-
-// verifyChain checks that the server's certificate was issued by one of roots, and not the name in it.
-func verifyChain(s tls.ConnectionState, roots *x509.CertPool) error {
-	if len(s.PeerCertificates) == 0 {
-		return errors.New("pgmoor: the server sent no certificate")
-	}
-	opts := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
-	for _, c := range s.PeerCertificates[1:] {
-		opts.Intermediates.AddCert(c)
-	}
-	_, err := s.PeerCertificates[0].Verify(opts)
-	return err
-}
-
-// errNotHost says what Upstream.Hosts takes. It shows nothing of what was there, which may hold a password.
-var errNotHost = errors.New(`not a server: Hosts takes host:port, not a DSN: write "db1:5432", "[::1]:5432", "db1" or "/var/run/postgresql", ` +
-	"one element for each server, and put passwords into Config.Secrets")
-
-// splitHost takes an entry of Upstream.Hosts apart. Its errors show nothing of it but a port.
-func splitHost(h string) (host string, port uint16, err error) {
-	host, service := h, "5432"
-	socket := strings.HasPrefix(h, "/")
-	i := strings.LastIndexByte(h, ':')
-	switch {
-	case strings.Contains(h, "://") || strings.ContainsAny(h, "@,") || !socket && strings.ContainsAny(h, "/?= \t\n"):
-		return "", 0, errNotHost
-	case socket && i > 0, !socket && strings.Count(h, ":") == 1, strings.HasPrefix(h, "[") && strings.Contains(h, "]:"):
-		host, service = h[:i], h[i+1:]
-	}
-	if !socket && strings.ContainsAny(host, ":[]") {
-		if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") {
-			host = host[1 : len(host)-1]
-		}
-		if _, err := netip.ParseAddr(host); err != nil {
-			return "", 0, errNotHost
-		}
-	}
-	p, err := strconv.ParseUint(service, 10, 16)
-	switch {
-	case host == "":
-		return "", 0, errNotHost
-	case err != nil && strings.Trim(service, "0123456789") != "":
-		return "", 0, fmt.Errorf("a port is not a number: %w", errNotHost)
-	case err != nil || p == 0:
-		return "", 0, fmt.Errorf("port %s is not between 1 and 65535", service)
-	}
-	return host, uint16(p), nil
 }
 
 // startup returns the startup packet for the key.
