@@ -201,7 +201,7 @@ func (o *options) flags() *flag.FlagSet {
 	f.Var(&o.balancers, "proxy-protocol", "take the client's address from the header of the PROXY protocol that connections from `NETWORKS` begin with: those\n"+
 		"of load balancers, with commas between them. They must send one, and nobody else may")
 	f.StringVar(&o.upstream, "upstream", "", "the servers: a `DSN` as URL or keywords; several hosts are tried in order. Its sslmode,\n"+
-		"sslrootcert and connect_timeout count; a database in it does not matter. A user and password in it\n"+
+		"sslnegotiation, sslrootcert, channel_binding and connect_timeout count; a database in it does not matter. A user and password in it\n"+
 		"are as good as a line of the users file, whose own line for that user wins. Other users of this\n"+
 		"machine see flags in ps: with a password, rather put the DSN into PGMOOR_UPSTREAM, which counts\nwhere the flag is missing. Required")
 	o.secretFlags(f)
