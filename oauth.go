@@ -67,7 +67,7 @@ func (o *OAuthBearer) Authenticate(ctx context.Context, c *Client) error {
 		return err
 	}
 	if auth == "" {
-		return o.refuse(c, badToken("the client asks who issues them"))
+		return o.refuse(c, fmt.Errorf("%w: the client asks who issues them", errNoToken))
 	}
 	token, err := bearerToken(auth)
 	if err == nil {

@@ -28,7 +28,11 @@ const (
 // Throttle returns an Authenticator that bounds how often passwords may be guessed. From each network, which is an IPv4 address or
 // a /64 of IPv6, a user's login may fail failures times (if zero, DefaultLoginFailures), and again once for every recovery that has
 // passed since (if zero, DefaultLoginRecovery); all users' logins together ten times as often. Beyond that clients are refused with SQLSTATE 53300
-// before anything is asked, with a hint how long to wait. What counts is an *[Error] with SQLSTATE 28P01, of next's.
+// before anything is asked, with a hint how long to wait. What counts are errors of next's that say that what a client has sent was wrong:
+// those that are an *[Error] with SQLSTATE 28P01, as a wrong password is, or that wrap [ErrInvalidToken], as a token does that is refused by
+// [TokenAuth] or [OAuthBearer]. What counts not is who was not asked, as where no rule of [HBA] is about a client, TLS is
+// required, or a certificate is missing or another's, which cannot be guessed; a client that asks an OAuthBearer who issues tokens; and whose
+// token could not be verified, such as by an issuer that cannot be reached.
 //
 // Nobody locks a user out from elsewhere: failures count where they come from. Behind a shared address they count for that
 // user alone, until there are ten times as many, and then still not for users who have logged in from there within the hour. No more logins
@@ -170,8 +174,7 @@ func tooManyFailures(wait time.Duration) *Error {
 
 // leave ends a login that ended with err.
 func (t *throttle) leave(seen *origins, network netip.Prefix, user uint64, err error) {
-	var e *Error
-	failed := errors.As(err, &e) && e.Code == codeBadPassword
+	failed := isGuess(err)
 	seen.mu.Lock()
 	defer seen.mu.Unlock()
 	now := time.Now()
@@ -189,6 +192,19 @@ func (t *throttle) leave(seen *origins, network netip.Prefix, user uint64, err e
 			o.good = now
 		}
 	}
+}
+
+// isGuess reports whether a login failed because what the client sent was wrong.
+func isGuess(err error) bool {
+	var ours *authFailure
+	var told *Error
+	switch {
+	case errors.As(err, &ours), errors.Is(err, errNoToken):
+		return false
+	case errors.Is(err, ErrInvalidToken):
+		return true
+	}
+	return errors.As(err, &told) && told.Code == codeBadPassword
 }
 
 // originLocked returns what is known of an origin, and makes room for it where nothing is.

@@ -11,6 +11,9 @@ import (
 // No client is told either.
 var ErrInvalidToken = errors.New("pgmoor: invalid token")
 
+// errNoToken is wrapped by the errors of clients that have sent nothing to look at: those are no guesses.
+var errNoToken = errors.New("pgmoor: no token")
+
 // badToken returns an error that wraps ErrInvalidToken. Nothing of the token belongs into it but names.
 func badToken(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrInvalidToken, fmt.Errorf(format, args...))
@@ -79,7 +82,7 @@ func (a *TokenAuth) Authenticate(ctx context.Context, c *Client) error {
 	}
 	_, encrypted := c.TLS()
 	switch {
-	case mode == TokenDisabled, mode == TokenEnabled && !encrypted:
+	case mode == TokenDisabled, mode == TokenEnabled && !encrypted && a.Passwords != nil:
 		return a.askPassword(ctx, c)
 	case !encrypted:
 		return &Error{
@@ -112,16 +115,19 @@ func (a *TokenAuth) verify(ctx context.Context, c *Client, token string) error {
 
 func (a *TokenAuth) askPassword(ctx context.Context, c *Client) error {
 	if a.Passwords == nil {
-		return denied(badPassword(c.User()), badToken("none is taken from this client, and TokenAuth.Passwords is not set"))
+		return denied(badPassword(c.User()), fmt.Errorf("%w is taken from this client, and TokenAuth.Passwords is not set", errNoToken))
 	}
 	return a.Passwords.Authenticate(ctx, c)
 }
 
 // tryPassword has a.Passwords decide about a password that the client has sent already.
 func (a *TokenAuth) tryPassword(ctx context.Context, c *Client, password string) error {
+	if a.Passwords == nil {
+		return denied(badPassword(c.User()), badToken("what the client sent is none, and TokenAuth.Passwords is not set"))
+	}
 	c.given = &password
 	defer func() { c.given = nil }()
-	err := a.askPassword(ctx, c)
+	err := a.Passwords.Authenticate(ctx, c)
 	if err == nil && c.given != nil {
 		return errNotAsked
 	}
@@ -139,7 +145,7 @@ func tokenFailed(c *Client) *Error {
 
 // denied returns the error of a client whose token does not let it in: the client is told one thing, the log why.
 func denied(told *Error, why error) error {
-	if errors.Is(why, ErrInvalidToken) {
+	if errors.Is(why, ErrInvalidToken) || errors.Is(why, errNoToken) {
 		return fmt.Errorf("%w: %w", told, why)
 	}
 	return &authFailure{cause: why, told: told}

@@ -247,20 +247,6 @@ func TestTokensHaveToBePossible(t *testing.T) {
 	}
 }
 
-func TestFailuresOfTokensAreBounded(t *testing.T) {
-	auth := pgmoor.Throttle(&pgmoor.TokenAuth{Verifier: rdsKeys("")}, 2, time.Minute)
-	tokenRig(t, auth, func(t *testing.T, r *rig, _ *logBuffer) {
-		for _, code := range []string{"28P01", "28P01", "53300"} {
-			c := dialAs(t, r, true)
-			if code == "53300" {
-				require.Equal(t, code, c.startup("jane_doe").code())
-				continue
-			}
-			require.Equal(t, code, sayPassword(c, "jane_doe", goToken+"0").code())
-		}
-	})
-}
-
 const issuer = "https://issuer.example"
 
 var errIssuer = &net.OpError{Op: "dial", Err: errors.New("the issuer is on fire")}
