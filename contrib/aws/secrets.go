@@ -35,7 +35,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/feature/rds/auth"
@@ -62,6 +64,15 @@ type Secrets struct {
 	// ID returns the name or ARN of a user's secret; the empty string where there is none. Users are what clients say: whatever ID makes of a
 	// name, only a secret whose username is the user's is taken. Required; see Named.
 	ID func(user string) string
+
+	// PreviousFor is how long after a rotation the password from before it counts as well (the stage AWSPREVIOUS, see
+	// pgmoor.Secret.WithPrevious), for clients, servers and other instances that have not heard of the new one. Within that time a call is two
+	// requests. Where the second one fails, or has no password of the user, the current password counts alone. If zero, it does not count, and is not
+	// asked for; a pgmoor.CachedSecrets in front has its own Grace then, for changes that it has seen itself.
+	PreviousFor time.Duration
+
+	// Logger is told where the password from before cannot be had. If nil, slog.Default.
+	Logger *slog.Logger
 }
 
 // Named returns a function for Secrets.ID that puts the user in the place of "{user}".
@@ -69,38 +80,60 @@ func Named(template string) func(user string) string {
 	return func(user string) string { return strings.ReplaceAll(template, "{user}", user) }
 }
 
-// Secret returns the current password of a user (the stage AWSCURRENT), and pgmoor.ErrNoSecret where Secrets Manager has no such secret.
-func (s *Secrets) Secret(ctx context.Context, user string) (pgmoor.Secret, error) {
-	return s.get(ctx, user, "AWSCURRENT")
-}
-
-// Previous returns the password of a user from before the last rotation (the stage AWSPREVIOUS), and pgmoor.ErrNoSecret where there is none. Clients
-// that have not heard of the new one yet still use it.
-func (s *Secrets) Previous(ctx context.Context, user string) (pgmoor.Secret, error) {
-	return s.get(ctx, user, "AWSPREVIOUS")
-}
-
-func (s *Secrets) get(ctx context.Context, user, stage string) (pgmoor.Secret, error) {
-	if s.Client == nil || s.ID == nil {
-		return pgmoor.Secret{}, errors.New("pgmoor/aws: Secrets needs a Client and an ID")
+// Validate returns an error where a field makes no sense. pgmoor.New and Update call it.
+func (s *Secrets) Validate() error {
+	switch {
+	case s.Client == nil || s.ID == nil:
+		return errors.New("pgmoor/aws: Secrets needs a Client and an ID")
+	case s.PreviousFor < 0:
+		return errors.New("pgmoor/aws: Secrets.PreviousFor must not be negative")
 	}
+	return nil
+}
+
+// Secret returns the current password of a user (the stage AWSCURRENT), for a while with the one from before, and pgmoor.ErrNoSecret where
+// Secrets Manager has no such secret.
+func (s *Secrets) Secret(ctx context.Context, user string) (pgmoor.Secret, error) {
+	if err := s.Validate(); err != nil {
+		return pgmoor.Secret{}, err
+	}
+	current, made, err := s.get(ctx, user, "AWSCURRENT")
+	if err != nil || s.PreviousFor == 0 || time.Since(made) >= s.PreviousFor {
+		return current, err
+	}
+	previous, _, err := s.get(ctx, user, "AWSPREVIOUS")
+	if err != nil && !errors.Is(err, pgmoor.ErrNoSecret) {
+		s.logger().Warn("pgmoor/aws: the password from before a rotation cannot be had, so it does not count", "user", user, "err", err)
+	}
+	return current.WithPrevious(previous), nil
+}
+
+func (s *Secrets) logger() *slog.Logger {
+	if s.Logger == nil {
+		return slog.Default()
+	}
+	return s.Logger
+}
+
+// get returns a user's password in a stage, and when that version was made; the zero time if that is not known.
+func (s *Secrets) get(ctx context.Context, user, stage string) (password pgmoor.Secret, made time.Time, err error) {
 	id := s.ID(user)
 	if !isName(id) {
-		return pgmoor.Secret{}, pgmoor.ErrNoSecret
+		return password, made, pgmoor.ErrNoSecret
 	}
 	out, err := s.Client.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{SecretId: aws.String(id), VersionStage: aws.String(stage)})
 	var missing *types.ResourceNotFoundException
 	switch {
 	case errors.As(err, &missing):
-		return pgmoor.Secret{}, pgmoor.ErrNoSecret
+		return password, made, pgmoor.ErrNoSecret
 	case err != nil:
-		return pgmoor.Secret{}, fmt.Errorf("pgmoor/aws: the secret %q: %w", id, err)
+		return password, made, fmt.Errorf("pgmoor/aws: the secret %q: %w", id, err)
 	}
-	password, err := passwordOf(out, user)
+	text, err := passwordOf(out, user)
 	if err != nil {
-		return pgmoor.Secret{}, fmt.Errorf("pgmoor/aws: the secret %q: %w", id, err)
+		return password, made, fmt.Errorf("pgmoor/aws: the secret %q: %w", id, err)
 	}
-	return pgmoor.NewSecret(password), nil
+	return pgmoor.NewSecret(text), aws.ToTime(out.CreatedDate), nil
 }
 
 // isName reports whether a secret may have that name or ARN: no request is made for others.

@@ -1,14 +1,18 @@
 package aws_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
@@ -29,6 +33,7 @@ type manager struct {
 	t       testing.TB
 	mu      sync.Mutex
 	secrets map[string]string
+	made    time.Time // when they were
 	asked   []string
 }
 
@@ -45,7 +50,7 @@ func (m *manager) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	id := in.SecretId + " " + in.VersionStage
 	m.asked = append(m.asked, id)
 	value, ok := m.secrets[id]
-	out := map[string]any{"Name": in.SecretId, "VersionStages": []string{in.VersionStage}, "SecretString": value, "CreatedDate": 1.5e9}
+	out := map[string]any{"Name": in.SecretId, "VersionStages": []string{in.VersionStage}, "SecretString": value, "CreatedDate": float64(m.made.UnixMilli()) / 1000}
 	switch {
 	case value == "denied":
 		w.WriteHeader(http.StatusBadRequest)
@@ -75,18 +80,74 @@ func source(t testing.TB, secrets map[string]string) (*pgmooraws.Secrets, *manag
 }
 
 func TestPasswordsOfSecretsManager(t *testing.T) {
-	s, _ := source(t, map[string]string{
+	s, m := source(t, map[string]string{
 		"prod/app AWSCURRENT": `{"username":"app","password":"new","engine":"postgres","port":5432}`, "prod/app AWSPREVIOUS": `{"username":"app","password":"old"}`,
 	})
+	m.made = time.Now()
 	address := serve(t, pgmoor.Config{Secrets: s}, nil)
 	require.Empty(t, logIn(t, address, "app", "new"))
 	require.Equal(t, "28P01", logIn(t, address, "app", "old"))
 	require.Equal(t, "28P01", logIn(t, address, "nobody", "new"))
-	previous := pgmoor.SecretSourceFunc(s.Previous)
-	address = serve(t, pgmoor.Config{Secrets: previous}, nil)
-	require.Empty(t, logIn(t, address, "app", "old"))
-	require.Equal(t, "28P01", logIn(t, address, "app", "new"))
+	require.NotContains(t, m.asked, "prod/app AWSPREVIOUS")
 }
+
+func TestThePasswordFromBeforeARotationCountsForAWhile(t *testing.T) {
+	const current = `{"username":"app","password":"new"}`
+	for name, c := range map[string]struct {
+		previous string
+		age      time.Duration // of the current one
+		old      string        // what the old password gives
+		says     string
+	}{
+		"in time":      {`{"username":"app","password":"old"}`, time.Minute, "", ""},
+		"later":        {`{"username":"app","password":"old"}`, time.Hour, "28P01", ""},
+		"none":         {"", time.Minute, "28P01", ""},
+		"another user": {`{"username":"app_clone","password":"old"}`, time.Minute, "28P01", "app_clone"},
+		"denied":       {"denied", time.Minute, "28P01", "AccessDeniedException"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, m := source(t, map[string]string{"prod/app AWSCURRENT": current})
+			if c.previous != "" {
+				m.secrets["prod/app AWSPREVIOUS"] = c.previous
+			}
+			var log bytes.Buffer
+			m.made, s.PreviousFor, s.Logger = time.Now().Add(-c.age), 10*time.Minute, slog.New(slog.NewTextHandler(&log, nil))
+			address := serve(t, pgmoor.Config{Secrets: &pgmoor.CachedSecrets{Source: s}}, nil)
+			require.Empty(t, logIn(t, address, "app", "new"))
+			require.Equal(t, c.old, logIn(t, address, "app", "old"))
+			require.Contains(t, log.String(), c.says)
+			require.NotContains(t, log.String(), `"old"`)
+			require.Equal(t, c.age == time.Hour, len(m.asked) == 1, "%v", m.asked)
+		})
+	}
+}
+
+// TestAServerThatHasNotHeardOfARotationIsLoggedInTo has one that takes the password from before only.
+func TestAServerThatHasNotHeardOfARotationIsLoggedInTo(t *testing.T) {
+	s, m := source(t, map[string]string{
+		"prod/app AWSCURRENT": `{"username":"app","password":"new"}`, "prod/app AWSPREVIOUS": `{"username":"app","password":"old"}`,
+	})
+	m.made, s.PreviousFor = time.Now(), time.Minute
+	cfg, secure := pgmoor.Config{Secrets: s}, certificate(t)
+	cfg.Upstream.SSLMode = "require"
+	got := make(chan string, 10)
+	address := serve(t, cfg, func(c *pgtest.FakeConn) error {
+		password, err := askFor(t, c, secure)
+		if err != nil {
+			return err
+		}
+		got <- password
+		if password != "old" {
+			return errors.Join(errRefused, c.Send(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "28P01", Message: "password authentication failed"}))
+		}
+		return letIn(c)
+	})
+	require.Empty(t, logIn(t, address, "app", "new"))
+	require.Equal(t, "new", <-got)
+	require.Equal(t, "old", <-got)
+}
+
+var errRefused = errors.New("refused")
 
 func TestSecretsThatCannotBeUsed(t *testing.T) {
 	s, m := source(t, map[string]string{
@@ -114,6 +175,8 @@ func TestSecretsThatCannotBeUsed(t *testing.T) {
 	require.Empty(t, m.asked)
 	_, err = (&pgmooraws.Secrets{}).Secret(t.Context(), "app")
 	require.ErrorContains(t, err, "needs a Client")
+	s.PreviousFor = -1
+	require.ErrorContains(t, s.Validate(), "must not be negative")
 }
 
 func TestTheCoreVerifiesWhatTheSDKMakes(t *testing.T) {
@@ -144,34 +207,47 @@ func TestTheCoreVerifiesWhatTheSDKMakes(t *testing.T) {
 // rds is a server that wants a token over TLS, as RDS does; the tokens that it got are sent to got.
 func rds(t *testing.T, secure *tls.Config, got chan<- string) func(*pgtest.FakeConn) error {
 	return func(c *pgtest.FakeConn) error {
-		if m, err := c.Backend.ReceiveStartupMessage(); err != nil {
-			return err
-		} else if _, ok := m.(*pgproto3.SSLRequest); !ok {
-			t.Errorf("the proxy logs in without TLS: %T", m)
-		}
-		if _, err := c.Conn.Write([]byte("S")); err != nil {
-			return err
-		}
-		c.Conn = tls.Server(c.Conn, secure)
-		c.Backend = pgproto3.NewBackend(c.Conn, c.Conn)
-		if err := c.ReceiveStartup(); err != nil {
-			return err
-		}
-		if err := c.Send(&pgproto3.AuthenticationCleartextPassword{}); err != nil {
-			return err
-		}
-		if err := c.Backend.SetAuthType(pgproto3.AuthTypeCleartextPassword); err != nil {
-			return err
-		}
-		m, err := c.Backend.Receive()
+		password, err := askFor(t, c, secure)
 		if err != nil {
 			return err
 		}
-		got <- m.(*pgproto3.PasswordMessage).Password
-		return c.Send(
-			&pgproto3.AuthenticationOk{}, &pgproto3.BackendKeyData{ProcessID: c.PID, SecretKey: []byte{0, 0, 0, 1}}, &pgproto3.ReadyForQuery{TxStatus: 'I'},
-		)
+		got <- password
+		return letIn(c)
 	}
+}
+
+// askFor asks for a password in clear, over TLS.
+func askFor(t *testing.T, c *pgtest.FakeConn, secure *tls.Config) (password string, err error) {
+	if m, err := c.Backend.ReceiveStartupMessage(); err != nil {
+		return "", err
+	} else if _, ok := m.(*pgproto3.SSLRequest); !ok {
+		t.Errorf("the proxy logs in without TLS: %T", m)
+	}
+	if _, err := c.Conn.Write([]byte("S")); err != nil {
+		return "", err
+	}
+	c.Conn = tls.Server(c.Conn, secure)
+	c.Backend = pgproto3.NewBackend(c.Conn, c.Conn)
+	if err := c.ReceiveStartup(); err != nil {
+		return "", err
+	}
+	if err := c.Send(&pgproto3.AuthenticationCleartextPassword{}); err != nil {
+		return "", err
+	}
+	if err := c.Backend.SetAuthType(pgproto3.AuthTypeCleartextPassword); err != nil {
+		return "", err
+	}
+	m, err := c.Backend.Receive()
+	if err != nil {
+		return "", err
+	}
+	return m.(*pgproto3.PasswordMessage).Password, nil
+}
+
+func letIn(c *pgtest.FakeConn) error {
+	return c.Send(
+		&pgproto3.AuthenticationOk{}, &pgproto3.BackendKeyData{ProcessID: c.PID, SecretKey: []byte{0, 0, 0, 1}}, &pgproto3.ReadyForQuery{TxStatus: 'I'},
+	)
 }
 
 func TestEveryLoginToTheServerHasItsToken(t *testing.T) {

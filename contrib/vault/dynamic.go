@@ -133,12 +133,7 @@ func (d *Dynamic) wakeLocked() chan struct{} {
 	return d.wake
 }
 
-func (d *Dynamic) logger() *slog.Logger {
-	if d.Logger == nil {
-		return slog.Default()
-	}
-	return d.Logger
-}
+func (d *Dynamic) logger() *slog.Logger { return orDefault(d.Logger) }
 
 // retry is how soon a renewal that failed is tried again, at the earliest.
 const retry = time.Second

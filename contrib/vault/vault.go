@@ -26,8 +26,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/vault/api"
 
@@ -98,51 +100,76 @@ type KV struct {
 	Client *api.Client              // of Vault. Required
 	Mount  string                   // of the store. If empty, "secret"
 	Path   func(user string) string // where a user's secret is; "": nowhere. Required; see Named
+
+	// PreviousFor is how long after the newest version was written the one from before it counts as well (see pgmoor.Secret.WithPrevious), for
+	// clients, servers and other instances that have not heard of the new one. Within that time a call is two requests. Where the second one
+	// fails, or has no password of the user, the newest version counts alone. If zero, it does not count, and is not asked for; a
+	// pgmoor.CachedSecrets in front has its own Grace then, for changes that it has seen itself.
+	PreviousFor time.Duration
+
+	// Logger is told where the version from before cannot be had. If nil, slog.Default.
+	Logger *slog.Logger
 }
 
-// Secret returns the password of a user, and pgmoor.ErrNoSecret where there is none or the newest version is deleted.
+// Validate returns an error where a field makes no sense. pgmoor.New and Update call it.
+func (k *KV) Validate() error {
+	switch {
+	case k.Client == nil || k.Path == nil:
+		return errors.New("pgmoor/vault: KV needs a Client and a Path")
+	case k.PreviousFor < 0:
+		return errors.New("pgmoor/vault: KV.PreviousFor must not be negative")
+	}
+	return nil
+}
+
+// Secret returns the password of a user, for a while with the one from before, and pgmoor.ErrNoSecret where there is none or the newest version
+// is deleted.
 func (k *KV) Secret(ctx context.Context, user string) (pgmoor.Secret, error) {
-	return k.get(user, func(store *api.KVv2, path string) (*api.KVSecret, error) { return store.Get(ctx, path) })
-}
-
-// Previous returns the password of a user from before the newest version, and pgmoor.ErrNoSecret where there was none. Clients that have not
-// heard of the new one yet still use it.
-func (k *KV) Previous(ctx context.Context, user string) (pgmoor.Secret, error) {
-	return k.get(user, func(store *api.KVv2, path string) (*api.KVSecret, error) {
-		newest, err := store.Get(ctx, path)
-		if err != nil {
-			return nil, err
-		}
-		if newest.VersionMetadata == nil || newest.VersionMetadata.Version < 2 {
-			return nil, api.ErrSecretNotFound
-		}
-		return store.GetVersion(ctx, path, newest.VersionMetadata.Version-1)
-	})
-}
-
-func (k *KV) get(user string, read func(*api.KVv2, string) (*api.KVSecret, error)) (pgmoor.Secret, error) {
-	if k.Client == nil || k.Path == nil {
-		return pgmoor.Secret{}, errors.New("pgmoor/vault: KV needs a Client and a Path")
+	if err := k.Validate(); err != nil {
+		return pgmoor.Secret{}, err
 	}
-	mount, path := k.Mount, k.Path(user)
-	if mount == "" {
-		mount = "secret"
-	}
+	path := k.Path(user)
 	if !isPath(path) {
 		return pgmoor.Secret{}, pgmoor.ErrNoSecret
 	}
-	found, err := read(k.Client.KVv2(mount), path)
+	newest, version, err := k.read(user, path, func(store *api.KVv2) (*api.KVSecret, error) { return store.Get(ctx, path) })
+	if err != nil || k.PreviousFor == 0 || version == nil || version.Version < 2 || time.Since(version.CreatedTime) >= k.PreviousFor {
+		return newest, err
+	}
+	previous, _, err := k.read(user, path, func(store *api.KVv2) (*api.KVSecret, error) {
+		return store.GetVersion(ctx, path, version.Version-1)
+	})
+	if err != nil && !errors.Is(err, pgmoor.ErrNoSecret) {
+		orDefault(k.Logger).Warn("pgmoor/vault: the password from before a change cannot be had, so it does not count", "user", user, "err", err)
+	}
+	return newest.WithPrevious(previous), nil
+}
+
+// read returns what a version has for a user, and which that is.
+func (k *KV) read(user, path string, get func(*api.KVv2) (*api.KVSecret, error)) (s pgmoor.Secret, version *api.KVVersionMetadata, err error) {
+	mount := k.Mount
+	if mount == "" {
+		mount = "secret"
+	}
+	found, err := get(k.Client.KVv2(mount))
 	if err != nil {
-		return pgmoor.Secret{}, failed(mount+"/"+path, err)
+		return s, nil, failed(mount+"/"+path, err)
 	}
 	if found.Data == nil {
-		return pgmoor.Secret{}, pgmoor.ErrNoSecret
+		return s, nil, pgmoor.ErrNoSecret
 	}
-	s, err := passwordOf(found.Data, user)
-	if err != nil {
-		return pgmoor.Secret{}, fmt.Errorf("pgmoor/vault: %s/%s: %w", mount, path, err)
+	if s, err = passwordOf(found.Data, user); err != nil {
+		return s, nil, fmt.Errorf("pgmoor/vault: %s/%s: %w", mount, path, err)
 	}
-	return s, nil
+	return s, found.VersionMetadata, nil
+}
+
+// orDefault returns the Logger that counts.
+func orDefault(log *slog.Logger) *slog.Logger {
+	if log == nil {
+		return slog.Default()
+	}
+	return log
 }
 
 // Static is a pgmoor.SecretSource of the database engine's static roles: users whose passwords Vault changes now and then. Every call is

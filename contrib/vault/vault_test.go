@@ -1,6 +1,7 @@
 package vault_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -24,7 +25,8 @@ import (
 type store struct {
 	t       testing.TB
 	mu      sync.Mutex
-	kv      map[string]string // JSON of the answer's data by path and version, "" the newest
+	kv      map[string]string // JSON of the answer's data by path and version, "" the newest, which is the second
+	written time.Time         // when that was; zero: in 2026
 	user    string            // of dynamic credentials; "": the role's name
 	down    bool
 	renews  bool // leases can be renewed
@@ -73,14 +75,20 @@ func say(w http.ResponseWriter, status int, body string) {
 }
 
 func (s *store) sayKV(w http.ResponseWriter, path string) {
+	written := "2026-01-01T00:00:00Z"
+	if !s.written.IsZero() {
+		written = s.written.Format(time.RFC3339Nano)
+	}
 	data, ok := s.kv[path]
 	switch {
 	case !ok:
 		say(w, http.StatusNotFound, `{"errors":[]}`)
+	case data == "denied":
+		say(w, http.StatusForbidden, `{"errors":["permission denied"]}`)
 	case data == "null":
-		say(w, http.StatusNotFound, `{"data":{"data":null,"metadata":{"version":2,"created_time":"2026-01-01T00:00:00Z","deletion_time":"2026-01-02T00:00:00Z","destroyed":false}}}`)
+		say(w, http.StatusNotFound, `{"data":{"data":null,"metadata":{"version":2,"created_time":"`+written+`","deletion_time":"2026-01-02T00:00:00Z","destroyed":false}}}`)
 	default:
-		say(w, http.StatusOK, `{"data":{"data":`+data+`,"metadata":{"version":2,"created_time":"2026-01-01T00:00:00Z","deletion_time":"","destroyed":false}}}`)
+		say(w, http.StatusOK, `{"data":{"data":`+data+`,"metadata":{"version":2,"created_time":"`+written+`","deletion_time":"","destroyed":false}}}`)
 	}
 }
 
@@ -167,7 +175,6 @@ func TestPasswordsOfAStore(t *testing.T) {
 	in(t, s, func(t *testing.T, client *api.Client) {
 		kv := &vault.KV{Client: client, Path: vault.Named("db/{user}")}
 		requireSecret(t, "new", kv, "app")
-		requireSecret(t, "old", pgmoor.SecretSourceFunc(kv.Previous), "app")
 		for user, want := range map[string]string{
 			"other": `its username is "app", and not "other"`, "half": "a username and a password", "number": "a username and a password",
 		} {
@@ -192,7 +199,51 @@ func TestPasswordsOfAStore(t *testing.T) {
 		require.NotErrorIs(t, err, pgmoor.ErrNoSecret)
 		_, err = new(vault.KV).Secret(t.Context(), "app")
 		require.ErrorContains(t, err, "needs a Client")
+		kv.PreviousFor = -1
+		require.ErrorContains(t, kv.Validate(), "must not be negative")
 	})
+}
+
+func TestTheVersionFromBeforeCountsForAWhile(t *testing.T) {
+	for name, c := range map[string]struct {
+		previous string
+		counts   bool
+		says     string
+	}{
+		"one":          {`{"username":"app","password":"old"}`, true, ""},
+		"deleted":      {"null", false, ""},
+		"none":         {"", false, ""},
+		"another user": {`{"username":"other","password":"old"}`, false, "other"},
+		"denied":       {"denied", false, "permission denied"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &store{kv: map[string]string{"db/app": `{"username":"app","password":"new"}`}}
+			if c.previous != "" {
+				s.kv["db/app1"] = c.previous
+			}
+			in(t, s, func(t *testing.T, client *api.Client) {
+				var log bytes.Buffer
+				s.change(func() { s.written = time.Now() })
+				kv := &vault.KV{Client: client, Path: vault.Named("db/{user}"), PreviousFor: time.Minute, Logger: slog.New(slog.NewTextHandler(&log, nil))}
+				want := pgmoor.NewSecret("new")
+				if c.counts {
+					want = want.WithPrevious(pgmoor.NewSecret("old"))
+				}
+				got, err := kv.Secret(t.Context(), "app")
+				require.NoError(t, err)
+				require.Equal(t, want, got)
+				require.Contains(t, log.String(), c.says)
+				require.NotContains(t, log.String(), "old")
+				time.Sleep(time.Minute)
+				asked := s.asked
+				requireSecret(t, "new", kv, "app")
+				require.Equal(t, asked+1, s.asked)
+				kv.PreviousFor = 0
+				s.change(func() { s.written = time.Now().Add(time.Hour) }) // by a clock that is fast
+				requireSecret(t, "new", kv, "app")
+			})
+		})
+	}
 }
 
 func TestPasswordsOfStaticRoles(t *testing.T) {
