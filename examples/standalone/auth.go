@@ -15,16 +15,19 @@ import (
 
 func (o *options) authFlags(f *flag.FlagSet) {
 	f.StringVar(&o.hba, "hba", "", "`FILE` in the format of pg_hba.conf that says who may log in and how, instead of -auth; read again at SIGHUP. Its methods are\n"+
-		"scram-sha-256, md5, password, cert, trust for named networks, and reject")
+		"scram-sha-256, md5, password, cert, token (see -token-auth), trust for named networks, and reject")
 	f.StringVar(&o.ident, "ident", "", "`FILE` in the format of pg_ident.conf, with the maps that method cert of -hba names; read again at SIGHUP")
 	f.StringVar(&o.clientCA, "tls-client-ca", "", "`FILE` with the certificates of those who issue clients' certificates, in PEM form; read again at SIGHUP. Clients that show\n"+
 		"one must have it from them; -hba says who needs one")
-	f.IntVar(&o.failures, "max-login-failures", 0, "refuse an address for a user after `N` wrong passwords, until six seconds have passed for each; 0: never")
+	f.IntVar(&o.failures, "max-login-failures", 0, "refuse an address for a user after `N` wrong passwords or tokens, until six seconds have passed for each; 0: never")
+	o.tokens.flags(f)
 }
 
-// resolveRules makes the Authenticator of -hba, and puts -max-login-failures in front of whatever there is.
+// resolveRules makes the Authenticator of -hba or -token-auth, and puts -max-login-failures in front of whatever there is.
 func (o *options) resolveRules() error {
 	switch {
+	case o.tokens.verifier != nil && o.config.TLS == nil:
+		return errors.New("tokens are taken over TLS only: set -tls-cert and -tls-key")
 	case o.failures < 0:
 		return errors.New("-max-login-failures must not be negative; 0 means never")
 	case o.hba == "" && o.ident != "":
@@ -33,13 +36,37 @@ func (o *options) resolveRules() error {
 		if err := o.readRules(); err != nil {
 			return err
 		}
+	case o.tokens.verifier != nil:
+		o.config.Authenticator = o.tokens.authenticator(o.passwords(), o.secrets.sources)
 	case o.config.Authenticator == nil && o.failures > 0:
-		o.config.Authenticator = pgmoor.SCRAM(o.secrets.sources)
+		o.config.Authenticator = o.passwords()
 	}
 	if o.failures > 0 && (o.auth != "trust" || o.hba != "") {
 		o.config.Authenticator = pgmoor.Throttle(o.config.Authenticator, o.failures, 0)
 	}
 	return nil
+}
+
+// passwords is what -auth says; nil where there are none.
+func (o *options) passwords() pgmoor.Authenticator {
+	switch {
+	case len(o.secrets.sources) == 0:
+		return nil
+	case o.config.Authenticator == nil:
+		return pgmoor.SCRAM(o.secrets.sources)
+	}
+	return o.config.Authenticator
+}
+
+// methods returns the methods of -hba.
+func (o *options) methods(maps map[string]pgmoor.UserMap) func(string, map[string]string) (pgmoor.Authenticator, error) {
+	standard, passwords := pgmoor.StandardMethods(o.secrets.sources, maps), o.passwords()
+	return func(method string, options map[string]string) (pgmoor.Authenticator, error) {
+		if method == "token" {
+			return o.tokens.method(options, passwords, o.secrets.sources)
+		}
+		return standard(method, options)
+	}
 }
 
 func (o *options) readRules() error {
@@ -59,7 +86,7 @@ func (o *options) readRules() error {
 		return fmt.Errorf("-hba: %w", err)
 	}
 	defer f.Close()
-	rules, err := pgmoor.ParseHBA(f, pgmoor.StandardMethods(o.secrets.sources, maps))
+	rules, err := pgmoor.ParseHBA(f, o.methods(maps))
 	if err == nil && len(rules) == 0 {
 		err = errors.New("it has no rules: nobody could log in")
 	}

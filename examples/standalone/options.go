@@ -29,6 +29,7 @@ type options struct {
 	hba, ident   string
 	clientCA     string
 	failures     int
+	tokens       tokens
 	auth         string
 	tlsCert      string
 	tlsKey       string
@@ -262,7 +263,7 @@ func (o *options) resolve(given map[string]bool) error {
 	if o.metrics != "" && !isHostPort(o.metrics) {
 		return fmt.Errorf("-metrics %s is not HOST:PORT", o.metrics)
 	}
-	for _, step := range []func() error{o.resolveUpstream, o.resolveSecrets, o.resolveAuth, o.resolveTLS, o.resolveRules} {
+	for _, step := range []func() error{o.resolveUpstream, o.resolveSecrets, o.resolveTokens, o.resolveAuth, o.resolveTLS, o.resolveRules} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -338,6 +339,8 @@ func (o *options) resolveSecrets() error {
 	return nil
 }
 
+func (o *options) resolveTokens() error { return o.tokens.resolve(o.hba != "") }
+
 func (o *options) resolveAuth() error {
 	switch o.auth {
 	case "scram-sha-256":
@@ -346,8 +349,11 @@ func (o *options) resolveAuth() error {
 		o.config.Authenticator = pgmoor.MD5(o.secrets.sources)
 	case "trust":
 		o.config.Authenticator = pgmoor.Trust()
-		if o.hba != "" {
+		switch {
+		case o.hba != "":
 			return errors.New("-auth trust and -hba exclude each other: trust those whom a line of the file names")
+		case o.tokens.verifier != nil:
+			return errors.New("-auth trust and -token-auth exclude each other: who is trusted needs no token")
 		}
 		if i := slices.IndexFunc(o.listen, isPublic); i >= 0 {
 			return fmt.Errorf("-auth trust is for loopback addresses and Unix sockets, and -listen %s is neither: "+
@@ -357,7 +363,7 @@ func (o *options) resolveAuth() error {
 	default:
 		return fmt.Errorf("-auth %q is not one of scram-sha-256, md5, trust", o.auth)
 	}
-	if len(o.secrets.sources) == 0 {
+	if len(o.secrets.sources) == 0 && !o.tokens.only() {
 		return fmt.Errorf("-auth %s needs passwords: name a file with -users, or a database with -auth-query", o.auth)
 	}
 	return nil
