@@ -3,6 +3,7 @@ package pgmoor
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
 	"fmt"
@@ -381,9 +382,13 @@ func (s Secret) iterations() int64 {
 	return int64(v.Iterations)
 }
 
-// secretMatches compares a password with a secret of any form, in constant time. An empty password never matches.
+// secretMatches compares a password with a secret of any form, in a time that tells neither how much of it is right nor how long it
+// has to be. An empty password never matches.
 func secretMatches(secret Secret, user, password string) bool {
-	equal := func(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 && a != "" }
+	equal := func(a, b string) bool {
+		x, y := sha256.Sum256([]byte(a)), sha256.Sum256([]byte(b))
+		return subtle.ConstantTimeCompare(x[:], y[:]) == 1 && a != ""
+	}
 	switch {
 	case password == "":
 		return false

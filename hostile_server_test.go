@@ -119,6 +119,7 @@ func attacks(certified *tls.Config) map[string]attackCase {
 		"0 iterations":                   {"disable", "", scramWith("x" + salted + "0"), "invalid SCRAM iteration count"},
 		"-1 iterations":                  {"disable", "", scramWith("x" + salted + "-1"), "invalid SCRAM iteration count"},
 		"a million and one iterations":   {"disable", "", scramWith("x" + salted + "1000001"), "more than 1000000 iterations"},
+		"a million and one, with a sign": {"disable", "", scramWith("x" + salted + "+1000001"), "more than 1000000 iterations"},
 		"iterations that overflow":       {"disable", "", scramWith("x" + salted + "99999999999999999999"), "more than 1000000 iterations"},
 		"AuthenticationOk in SCRAM":      {"disable", "", func(c *attacked) { c.begins(); _ = c.Send(&pgproto3.AuthenticationOk{}) }, "expected AuthenticationSASLContinue"},
 		"ReadyForQuery at once":          {"disable", "", func(c *attacked) { _ = c.ReceiveStartup(); _ = c.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'}) }, "before AuthenticationOk"},

@@ -116,7 +116,7 @@ func checkSCRAM(msg []byte) error {
 		return errLongNonce
 	}
 	_, count, _ := bytes.Cut(msg[head:], []byte(",i="))
-	if n, err := strconv.ParseUint(string(count), 10, 64); errors.Is(err, strconv.ErrRange) || n > maxIterations {
+	if n, err := strconv.Atoi(string(count)); errors.Is(err, strconv.ErrRange) || n > maxIterations { // as pgconn reads it
 		return errIterations
 	}
 	return nil
