@@ -30,9 +30,9 @@ const (
 // passed since (if zero, DefaultLoginRecovery); all users' logins together ten times as often. Beyond that clients are refused with SQLSTATE 53300
 // before anything is asked, with a hint how long to wait. What counts are errors of next's that say that what a client has sent was wrong:
 // those that are an *[Error] with SQLSTATE 28P01, as a wrong password is, or that wrap [ErrInvalidToken], as a token does that is refused by
-// [TokenAuth] or [OAuthBearer]. What counts not is who was not asked, as where no rule of [HBA] is about a client, TLS is
-// required, or a certificate is missing or another's, which cannot be guessed; a client that asks an OAuthBearer who issues tokens; and whose
-// token could not be verified, such as by an issuer that cannot be reached.
+// [TokenAuth] or [OAuthBearer]. Who was not asked does not count, as where no rule of [HBA] is about a client or TLS is required; nor does
+// a certificate that is missing or another's, which cannot be guessed; nor a client that asks an OAuthBearer who issues tokens; nor one whose
+// token could not be verified, since its issuer cannot be reached.
 //
 // Nobody locks a user out from elsewhere: failures count where they come from. Behind a shared address they count for that
 // user alone, until there are ten times as many, and then still not for users who have logged in from there within the hour. No more logins

@@ -3,6 +3,7 @@ package pgmoor
 import (
 	"errors"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -58,5 +59,24 @@ func FuzzBearer(f *testing.F) {
 			return
 		}
 		require.True(t, strings.HasSuffix(auth, token) && token != "" && !strings.ContainsAny(token, " \x00\x01\r\n"))
+	})
+}
+
+// FuzzLoginSCRAM compares what is let through of a server's first message of SCRAM with how pgconn reads it.
+func FuzzLoginSCRAM(f *testing.F) {
+	for _, count := range []string{"4096", "+1000001", "1000001", "99999999999999999999", "-1", "0x10", "1_000_001", "00001000001", " 1000001", "1000001,x=1", ""} {
+		f.Add("r=nonce,s=c2FsdA==,i=" + count)
+	}
+	f.Fuzz(func(t *testing.T, message string) {
+		if checkSCRAM(request(nil, authSASLContinue, []byte(message))) != nil {
+			return
+		}
+		require.LessOrEqual(t, len(message), maxServerFirst)
+		nonce, rest, _ := strings.Cut(message, ",")
+		salt, count, _ := strings.Cut(rest, ",")
+		count, counted := strings.CutPrefix(count, "i=")
+		if n, err := strconv.Atoi(count); strings.HasPrefix(nonce, "r=") && strings.HasPrefix(salt, "s=") && counted && err == nil {
+			require.LessOrEqual(t, n, maxIterations)
+		}
 	})
 }

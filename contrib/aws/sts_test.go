@@ -63,7 +63,12 @@ func presign(t testing.TB, s signing) string {
 	if s.change != nil {
 		u = s.change(u)
 	}
-	return "k8s-aws-v1." + base64.RawURLEncoding.EncodeToString([]byte(u))
+	return token(u)
+}
+
+// token returns the token of a URL.
+func token(url string) string {
+	return "k8s-aws-v1." + base64.RawURLEncoding.EncodeToString([]byte(url))
 }
 
 func orNow(at time.Time) time.Time {

@@ -3,6 +3,7 @@ package scram
 import (
 	"crypto/pbkdf2"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -121,4 +122,33 @@ func TestKeysShowNothing(t *testing.T) {
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 		require.Equal(t, "SCRAM-SHA-256 keys", fmt.Sprintf(verb, keys), verb)
 	}
+}
+
+// FuzzClient has a server say anything: without the keys it proves nothing, and nothing but the exchange's own answer is a proof.
+func FuzzClient(f *testing.F) {
+	salt := []byte("0123456789abcdef")
+	v := MockVerifier("u", []byte("seed"))
+	v.Salt = salt
+	keys := Keys{v, make([]byte, sha256.Size)}
+	for _, seed := range []string{"", "r=nonce", "r=,s=MDEyMzQ1Njc4OWFiY2RlZg==,i=4096", "r=x,s=,i=0", "r=x,s=MDEyMzQ1Njc4OWFiY2RlZg==,i=+4096,x=1", "m=1,r=x"} {
+		f.Add(seed, "v=AAAA", true)
+		f.Add(seed, "e=other-error", false)
+	}
+	f.Fuzz(func(t *testing.T, rest, final string, own bool) {
+		c := NewClient(keys, nil)
+		c.First()
+		if own { // or hardly any input would get any further
+			rest = "r=" + c.nonce + strings.TrimPrefix(rest, "r=")
+		}
+		answer, err := c.Final([]byte(rest))
+		if err != nil {
+			require.True(t, errors.Is(err, ErrServerMessage) || errors.Is(err, ErrOtherVerifier))
+			require.Nil(t, answer)
+		} else {
+			require.True(t, own || strings.HasPrefix(rest, "r="+c.nonce))
+			require.Less(t, len(answer), 2*MaxMessageSize)
+		}
+		require.Error(t, c.Verify([]byte(final)))
+		require.ErrorIs(t, c.Verify([]byte(final)), ErrServerMessage)
+	})
 }
