@@ -233,7 +233,7 @@ func TestChannelBindingReachesTheServer(t *testing.T) {
 	behind.TLS, _ = certified(t)
 	address := newRig(t, behind, new(fake)).listenTCP(t)
 	p, err := pgmoor.New(nil, pgmoor.Config{
-		Secrets: someSecrets(t), Logger: quiet, BorrowTimeout: time.Second,
+		Secrets: someSecrets(t), Logger: quiet,
 		Upstream: pgmoor.Upstream{Hosts: []string{address}, SSLMode: "require", ChannelBinding: "require"},
 	})
 	require.NoError(t, err)
