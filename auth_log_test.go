@@ -47,3 +47,16 @@ func lineAbout(log, user string) string {
 	}
 	return ""
 }
+
+func TestMD5IsWarnedOfOnce(t *testing.T) {
+	var log logBuffer
+	secrets := someSecrets(t)
+	cfg := pgmoor.Config{Authenticator: pgmoor.MD5(secrets), Logger: slog.New(slog.NewTextHandler(&log, nil))}
+	address := newRig(t, cfg, new(fake)).listenTCP(t)
+	require.NoError(t, logIn(t, address, "verifier", right, "sslmode=disable"))
+	require.NotContains(t, log.text(), "MD5")
+	for range 3 {
+		require.NoError(t, logIn(t, address, "md5", right, "sslmode=disable"))
+	}
+	require.Equal(t, 1, strings.Count(log.text(), "MD5-hashed"))
+}
