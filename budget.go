@@ -93,12 +93,17 @@ func (b *budget) claim(p *pool, pools []*pool, limit int) {
 		return
 	}
 	b.mu.Lock()
-	defer b.mu.Unlock()
+	had := len(b.claims)
 	b.claims = slices.DeleteFunc(b.claims, func(o *pool) bool { return slices.Contains(sated, o) })
+	moved := len(b.claims) < had
 	if !slices.Contains(b.claims, p) {
 		b.claims = append(b.claims, p)
 	}
 	b.fair.Store(int32(fair) + 1)
+	b.mu.Unlock()
+	if moved { // what was free and spoken for may be p's now, or that of one behind it
+		refill(pools)
+	}
 }
 
 // unclaim gives p's claim up, and wakes the pools that waited behind it.

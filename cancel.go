@@ -24,17 +24,19 @@ func (p *Proxy) cancelRequest(pid uint32, key []byte) {
 	p.passOn(pid, key)
 }
 
-// cancel cancels what the session's client waits for: the server's work, or a place in the queue.
+// cancel cancels what the session's client waits for: the server's work, or a place in the queue. It returns when the server has dealt with
+// that, for the next thing that the client asks for must not be hit.
 func (s *Session) cancel() {
 	s.mu.Lock()
 	sc := s.srv
-	if sc != nil && s.turn.Injected() { // it must not hit the proxy's own query
-		s.cancelLater = s.turn.OwedToClient()
+	if sc != nil && (s.turn.Injected() || s.turn.Between()) { // it must not hit the proxy's own query, nor nothing
+		late := s.cancelWhenDue()
 		s.mu.Unlock()
+		awaitCancel(late)
 		return
 	}
 	if sc != nil && s.turn.Owed() {
-		s.cancelled = s.turn.Ours()
+		s.cancelled = true
 		s.pool.holdForCancel(sc)
 		s.mu.Unlock()
 		s.env.cancelBackend(sc)
@@ -50,6 +52,37 @@ func (s *Session) cancel() {
 	}
 }
 
+// cancelWhenDue puts a cancel request off until what is the proxy's own affair is over, and returns what is closed when the request was
+// carried out or has become pointless. The caller holds s.mu.
+func (s *Session) cancelWhenDue() <-chan struct{} {
+	if s.cancelLater == nil {
+		s.cancelLater = make(chan struct{})
+	}
+	late := s.cancelLater
+	if !s.turn.OwedToClient() {
+		s.dropCancel()
+	}
+	return late
+}
+
+// dropCancel takes note that there is nothing left to cancel. The caller holds s.mu.
+func (s *Session) dropCancel() {
+	if s.cancelLater != nil {
+		close(s.cancelLater)
+		s.cancelLater = nil
+	}
+}
+
+// awaitCancel waits for a cancel request that was put off, but not for a server that hangs.
+func awaitCancel(late <-chan struct{}) {
+	limit := time.NewTimer(cancelLimit)
+	defer limit.Stop()
+	select {
+	case <-late:
+	case <-limit.C:
+	}
+}
+
 // failedOwn takes note that the server has refused a message of the proxy's own in front of the client's, by an error with a body. unprimed
 // says that it was to make the unnamed statement: then the client's message is run without it. A cancel request that hit it is repeated for the
 // client's.
@@ -58,14 +91,13 @@ func (s *Session) failedOwn(body []byte, unprimed bool) {
 	case !unprimed && s.ownErr == nil:
 		s.ownErr = bytes.Clone(body)
 	case unprimed && s.cancelled && string(wire.ErrorField(body, 'C')) == codeQueryCanceled:
-		s.cancelLater = true
+		s.cancelWhenDue()
 	}
 }
 
 // endedInFront is called when what the proxy had sent in front of the client's batch is over.
 func (sc *server) endedInFront(s *Session) {
-	s.cancelled = false
-	if s.cancelLater {
+	if s.cancelled = false; s.cancelLater != nil {
 		sc.cancelNow(s)
 	}
 }
@@ -76,18 +108,21 @@ func (sc *server) cancelNow(s *Session) {
 	if s.turn.Injected() {
 		return
 	}
-	s.cancelLater = false
 	if !s.turn.OwedToClient() {
+		s.dropCancel()
 		return
 	}
+	late := s.cancelLater
+	s.cancelLater, s.cancelled = nil, true
 	sc.pool.holdForCancel(sc)
 	sc.pool.wg.Add(1)
-	go sc.lateCancel()
+	go sc.lateCancel(late)
 }
 
 // lateCancel is the goroutine of a cancel request that had to wait.
-func (sc *server) lateCancel() {
+func (sc *server) lateCancel(done chan<- struct{}) {
 	defer sc.pool.wg.Done()
+	defer close(done)
 	sc.pool.env.cancelBackend(sc)
 }
 

@@ -185,3 +185,21 @@ func TestAListenerEndsWithKillAndShutdown(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoStopsListeningThroughADeafListenerIsTold has a session leave a listener that was lost and is not back yet: what was notified in between
+// it has missed.
+func TestWhoStopsListeningThroughADeafListenerIsTold(t *testing.T) {
+	for how, told := range map[string]string{
+		"UNLISTEN a":                   "UNLISTEN a, NOTICE 01000, ready I",
+		"SET client_encoding = latin1": "SET client_encoding = latin1, ready I, NOTICE 01000", // behind it the session is pinned, with what it listens to
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d := newDeafened(t, pgmoor.Config{})
+			d.refusal.Store(loginRefusal("57P03"))
+			d.lose()
+			d.ask(how)
+			require.Equal(t, told, d.said(3))
+			d.ok("SELECT 1")
+		})
+	}
+}

@@ -354,6 +354,8 @@ func (b *backend) run(sql string) []pgproto3.BackendMessage {
 		}
 	case "LISTEN":
 		b.channels = append(b.channels, strings.Trim(arg, `";`))
+	case "UNLISTEN":
+		b.channels = slices.DeleteFunc(b.channels, func(c string) bool { return c == arg })
 	case "SELECT":
 		if strings.HasPrefix(arg, "pg_catalog.pg_listening_channels();") {
 			for _, name := range b.channels {

@@ -102,6 +102,12 @@ func (s *Session) heals(sc *server, msg []byte) bool {
 	return s.healBatch(sc, k, open, missing)
 }
 
+// stays is for a batch that the client has cancelled meanwhile: it is not run once more, and the client is told why.
+func (s *Session) stays() bool {
+	s.overruled = true
+	return false
+}
+
 // refusesPlan reports whether an error says that a statement can no longer be run as it was prepared: its result would be another, or something
 // that it is about is not there any more.
 func refusesPlan(body []byte) bool {
@@ -137,6 +143,10 @@ func (s *Session) healBatch(sc *server, k *kept, open, missing bool) bool {
 	if !s.older(p, missing) || !redoable(rest, len(s.ops)) {
 		k.refused = p
 		return false
+	}
+	if s.cancelled {
+		k.refused = p
+		return s.stays()
 	}
 	described := slices.Clone(s.ops)
 	s.abortKept(sc, open)
@@ -258,6 +268,9 @@ func (s *Session) healQuery(sc *server, k *kept, missing bool) bool {
 	}
 	if len(all) == 0 || len(s.ops) > 0 {
 		return false
+	}
+	if s.cancelled {
+		return s.stays()
 	}
 	s.abortKept(sc, false)
 	for _, p := range all {

@@ -13,6 +13,7 @@ func (s *Session) leave() {
 	s.mu.Lock()
 	s.gone = true
 	s.departed.Store(true)
+	s.dropCancel()
 	if sc := s.standIn.Swap(nil); sc != nil {
 		sc.kill()
 	}

@@ -140,8 +140,10 @@ func (l *listener) settle(e *ears, names map[string]struct{}) {
 	e.filterLocked()
 	if len(names) == 0 {
 		delete(l.ears, e)
+		e.admitLocked()
 	} else {
 		l.ears[e] = struct{}{}
+		l.startLocked() // nobody has asked for what a function listens to
 	}
 	if len(l.missing)+len(l.surplus) > 0 || len(l.ears) == 0 {
 		l.nudgeLocked()
@@ -156,7 +158,17 @@ func (l *listener) release(e *ears) {
 		l.unsubscribeLocked(e, n)
 	}
 	delete(l.ears, e)
+	e.admitLocked()
 	l.nudgeLocked()
+}
+
+// admitLocked has the client told that some may be missing, which otherwise waits until the listener listens again: it is not the listener any
+// more that listens for it. The caller holds the listener's mu.
+func (e *ears) admitLocked() {
+	if e.missed {
+		e.lost, e.missed = true, false
+		e.some.Store(true)
+	}
 }
 
 // leave forgets e.

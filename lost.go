@@ -99,7 +99,8 @@ func (s *Session) lossLocked(sc *server) *lostErr {
 	s.ops, s.sqlOps, s.refPortals, s.faked, s.prefix, s.instead = nil, nil, nil, false, nil, 0
 	s.ownErr, s.toldFirst, s.compared, s.standNames = nil, "", nil, nil
 	s.seq.heeds, s.seq.lost = 0, false
-	sc.own, sc.ask, s.refusals, s.cancelled, s.cancelLater, s.asksLater = nil, nil, nil, false, false, false
+	sc.own, sc.ask, s.refusals, s.cancelled, s.overruled, s.asksLater = nil, nil, nil, false, false, false
+	s.dropCancel()
 	return l
 }
 

@@ -143,6 +143,7 @@ func (p *pool) stillWanted(spare bool) bool {
 		return true
 	}
 	p.opening--
+	p.nudge() // a claim that is of no use any more is in the way of others
 	return false
 }
 
@@ -177,7 +178,7 @@ func (p *pool) maySpare() bool {
 	}
 	p.opening--
 	p.use.target = 0
-	if p.waiting+len(p.wishes) > 0 { // somebody counts on it by now
+	if p.waiting+len(p.wishes)+len(p.logins) > 0 { // somebody counts on it by now
 		p.nudge()
 	}
 	return false

@@ -279,7 +279,7 @@ func (sc *server) noteFatal(s *Session, body []byte) bool {
 
 // noteReady decides at a ReadyForQuery whether it is passed on, and whether the turn is over. v is what the turn says of it.
 func (sc *server) noteReady(s *Session, v turn.Verdict, private bool) (turn.Verdict, outcome) {
-	if s.cancelLater && private {
+	if s.cancelled = false; s.cancelLater != nil && private {
 		sc.cancelNow(s)
 	}
 	if len(s.sqlOps) > 0 && !private {
@@ -310,7 +310,8 @@ func (sc *server) noteReady(s *Session, v turn.Verdict, private bool) (turn.Verd
 
 // atRest decides what follows when nothing is owed.
 func (sc *server) atRest(s *Session) outcome {
-	s.risk, s.lexical, s.cancelled, s.ownErr, s.standNames = false, false, false, nil, nil
+	s.risk, s.lexical, s.cancelled, s.overruled, s.ownErr, s.standNames = false, false, false, false, nil, nil
+	s.dropCancel()
 	if s.sqlOps = nil; len(s.ops) > 0 { // nothing is owed: they should have been answered
 		s.ops = nil
 		s.turn.Lose()
@@ -393,6 +394,10 @@ func (s *Session) completed(tag string) {
 
 // tell puts what the client is told in the place of an error at dst, and returns its length and whether it is anything else than the error. What would be longer than that is in sc.extra instead.
 func (s *Session) tell(sc *server, dst, msg []byte) (n int, told bool) {
+	if s.overruled {
+		sc.extra, s.overruled = errQueryCanceled.append(nil, "ERROR"), false
+		return 0, true
+	}
 	if s.toldFirst != "" {
 		sc.extra, s.toldFirst = append(appendParams(nil, s.toldFirst), msg...), ""
 		return 0, true

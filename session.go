@@ -172,8 +172,9 @@ type Session struct {
 	begins       bool            // the message that is looked at begins a batch
 	keeps        bool            // what is sent of a batch is also kept, in srv.kept
 	asksLater    bool            // a question to the server waits until what is being sent was sent
-	cancelLater  bool            // a cancel request waits for the end of a query of the proxy's own
-	cancelled    bool            // one was sent while the server was busy with a message of the proxy's own
+	cancelLater  chan struct{}   // is closed when a cancel request that waits for the end of the proxy's own affairs was carried out; nil: none waits
+	cancelled    bool            // one was sent since the last ReadyForQuery
+	overruled    bool            // the error that comes is to be told as that of a cancel request
 
 	seq sequences
 

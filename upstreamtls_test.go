@@ -27,31 +27,31 @@ import (
 	"github.com/pgmoor/pgmoor/internal/pgtest"
 )
 
-// tap is a Dialer that keeps what is sent on each of its connections.
-type tap struct {
+// wiretap is a Dialer that keeps what is sent on each of its connections.
+type wiretap struct {
 	mu   sync.Mutex
 	sent []*[]byte
 }
 
-type tapped struct {
+type listenedIn struct {
 	net.Conn
-	tap  *tap
+	tap  *wiretap
 	sent *[]byte
 }
 
-func (d *tap) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+func (d *wiretap) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	c := &tapped{conn, d, new([]byte)}
+	c := &listenedIn{conn, d, new([]byte)}
 	d.sent = append(d.sent, c.sent)
 	return c, nil
 }
 
-func (c *tapped) Write(b []byte) (int, error) {
+func (c *listenedIn) Write(b []byte) (int, error) {
 	c.tap.mu.Lock()
 	*c.sent = append(*c.sent, b...)
 	c.tap.mu.Unlock()
@@ -59,7 +59,7 @@ func (c *tapped) Write(b []byte) (int, error) {
 }
 
 // requireTLS requires that there were so many connections, and that each began with TLS, after the given bytes.
-func (d *tap) requireTLS(t *testing.T, n int, before string) {
+func (d *wiretap) requireTLS(t *testing.T, n int, before string) {
 	t.Helper()
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -90,7 +90,7 @@ func TestCancelRequestsAreEncryptedWhereTheConnectionIs(t *testing.T) {
 					continue
 				}
 				t.Run(negotiation+"/"+mode, func(t *testing.T) {
-					cfg, dialer, before := trusting(cluster), new(tap), packet(sslRequest, "")
+					cfg, dialer, before := trusting(cluster), new(wiretap), packet(sslRequest, "")
 					cfg.Upstream.SSLMode, cfg.Upstream.SSLNegotiation, cfg.Upstream.TLSConfig, cfg.Upstream.Dialer = mode, negotiation, tlsRoots(cluster), dialer
 					if negotiation == "direct" {
 						before = nil
@@ -113,7 +113,7 @@ func TestCancelRequestsAreEncryptedWhereTheConnectionIs(t *testing.T) {
 
 func TestDirectTLSFromClientsAndToServers(t *testing.T) {
 	cluster := pgtest.Shared(t, 18)
-	cfg, dialer := trusting(cluster), new(tap)
+	cfg, dialer := trusting(cluster), new(wiretap)
 	cfg.Upstream.SSLMode, cfg.Upstream.SSLNegotiation = "", "direct"
 	cfg.Upstream.TLSConfig, cfg.Upstream.Dialer = tlsRoots(cluster), dialer
 	var roots *x509.CertPool

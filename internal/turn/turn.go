@@ -338,6 +338,10 @@ func (t *Turn) InjectQueryInFront() bool {
 // Injected reports whether the server's next message belongs to the answer to a Query of InjectQuery.
 func (t *Turn) Injected() bool { return t.head < len(t.queue) && t.queue[t.head] == eQuery|injected }
 
+// Between reports whether the server is done with what the proxy sent in front of the next message of the client's, or with a batch that is run once
+// more, and has yet to say so: nothing of the client's is running.
+func (t *Turn) Between() bool { return t.head < len(t.queue) && t.queue[t.head] == eSync|injected }
+
 // Ours reports whether what is answered next is a message of the proxy's own.
 func (t *Turn) Ours() bool { return t.head < len(t.queue) && t.queue[t.head]&injected != 0 }
 
