@@ -58,15 +58,16 @@ func (p *proofs) of(user string, secret Secret) (k scram.Keys, ok bool) {
 
 // prover is the client's side of a SCRAM exchange with a server, in the place of pgconn's, which wants a password.
 type prover struct {
-	net.Conn
-	binding *string // pgconn's channel_binding, of this attempt
-	keys    scram.Keys
-	client  *scram.Client // nil: the server has not asked yet
-	proved  bool          // it has proved to know the verifier, too
+	net.Conn           // written to
+	in       io.Reader // pgconn's own: while a write takes long, pgconn reads in the background, and what it has read is there
+	binding  *string   // pgconn's channel_binding, of this attempt
+	keys     scram.Keys
+	client   *scram.Client // nil: the server has not asked yet
+	proved   bool          // it has proved to know the verifier, too
 }
 
-func newProver(c net.Conn, binding *string, keys scram.Keys) *prover {
-	return &prover{Conn: c, binding: binding, keys: keys}
+func newProver(c net.Conn, in io.Reader, binding *string, keys scram.Keys) *prover {
+	return &prover{Conn: c, in: in, binding: binding, keys: keys}
 }
 
 // maxServerAuth bounds a message before the end of authentication. libpq has a smaller one.
@@ -107,7 +108,7 @@ var errServerTalks = errors.New("pgmoor: the server sends too much before it has
 // message reads one message.
 func (p *prover) message() ([]byte, error) {
 	m := make([]byte, wire.HeaderLen)
-	if _, err := io.ReadFull(p, m); err != nil {
+	if _, err := io.ReadFull(p.in, m); err != nil {
 		return nil, err
 	}
 	n := int(wire.Length(m)) + 1
@@ -115,7 +116,7 @@ func (p *prover) message() ([]byte, error) {
 		return nil, errServerTalks
 	}
 	m = append(m, make([]byte, n-wire.HeaderLen)...)
-	_, err := io.ReadFull(p, m[wire.HeaderLen:])
+	_, err := io.ReadFull(p.in, m[wire.HeaderLen:])
 	return m, err
 }
 

@@ -190,3 +190,44 @@ func TestHostileServersGetNoProofWorthAnything(t *testing.T) {
 
 // knownVerifier is that of "correct horse" with the salt "salt".
 const knownVerifier = "SCRAM-SHA-256$4096:c2FsdA==$xhU3t5QBG+Y0k7Ey3+CVW/bPvQNowViVfurk+t2Lsnk=:rNQGcQXRTKwY8fdz8zojA4MB5CNh/+V+PQ9ZS45J8Zw="
+
+// slowWriter is a connection whose writes take until something was read, as where a machine is busy; or, at the end, a second.
+type slowWriter struct {
+	net.Conn
+	read chan struct{}
+}
+
+func (c slowWriter) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	select {
+	case <-c.read:
+	case <-time.After(time.Second):
+	}
+	return n, err
+}
+
+func (c slowWriter) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	select {
+	case c.read <- struct{}{}:
+	default:
+	}
+	return n, err
+}
+
+// TestAProofIsGivenWhereWritingTakesLong has pgconn read in the background before the exchange.
+func TestAProofIsGivenWhereWritingTakesLong(t *testing.T) {
+	cluster := pgtest.Start(t, 18)
+	p := startProxy(t, pgmoor.Config{
+		Upstream: pgmoor.Upstream{Hosts: []string{cluster.Addr()}, SSLMode: "disable", Dialer: pgmoor.DialerFunc(
+			func(ctx context.Context, network, address string) (net.Conn, error) {
+				conn, err := new(net.Dialer).DialContext(ctx, network, address)
+				return slowWriter{conn, make(chan struct{}, 1)}, err
+			})},
+		Secrets: pgmoor.StaticSecrets{"pw_scram": pgmoor.NewSecret(ownVerifier(t, cluster, "pw_scram"))}, Logger: quiet,
+		BorrowTimeout: 5 * time.Second,
+	})
+	user, err := entersByProof(t, p, pgtest.Password)
+	require.NoError(t, err)
+	require.Equal(t, "pw_scram", user)
+}

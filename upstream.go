@@ -353,7 +353,7 @@ func (a *attempt) connected(ctx context.Context, cfg *pgconn.Config, c net.Conn)
 func (a *attempt) frontend(r io.Reader, w io.Writer) *pgproto3.Frontend {
 	a.login = newLoginConn(r, w, a.key.startup())
 	if keys, ok := a.u.proofs.of(a.key.user, a.secret); ok {
-		a.login.prover = newProver(a.conn, &a.cfg.ChannelBinding, keys)
+		a.login.prover = newProver(a.conn, r, &a.cfg.ChannelBinding, keys)
 	}
 	return a.login.frontend
 }
