@@ -50,7 +50,8 @@ func Certificate(name CertificateName, users UserMap) Authenticator {
 	return &certAuth{name: name, maps: users}
 }
 
-// RequireCertificate returns an Authenticator that wants what [Certificate] wants, and asks next besides: PostgreSQL's clientcert.
+// RequireCertificate returns an Authenticator that wants what [Certificate] wants, and asks next besides: PostgreSQL's clientcert. Where next
+// asks for a password, a certificate of another name is refused as a wrong password is, as PostgreSQL does, and the log says why.
 func RequireCertificate(name CertificateName, users UserMap, next Authenticator) Authenticator {
 	return &certAuth{name: name, maps: users, next: next}
 }
@@ -80,12 +81,23 @@ func (a *certAuth) Authenticate(ctx context.Context, c *Client) error {
 		}
 	}
 	if !a.allows(state.PeerCertificates[0], c.User()) {
-		return fatalf(codeBadAuthorization, "certificate authentication failed for user %q", c.User())
+		return a.refusal(c)
 	}
 	if a.next == nil {
 		return nil
 	}
 	return a.next.Authenticate(ctx, c)
+}
+
+// refusal returns the error of a client whose certificate bears none of its user's names.
+func (a *certAuth) refusal(c *Client) *Error {
+	switch a.next.(type) {
+	case *scramAuth, *md5Auth, *cleartextAuth:
+		e := badPassword(c.User())
+		e.why = "the client's certificate is another's"
+		return e
+	}
+	return fatalf(codeBadAuthorization, "certificate authentication failed for user %q", c.User())
 }
 
 func (a *certAuth) allows(cert *x509.Certificate, user string) bool {
