@@ -130,3 +130,30 @@ func TestCertificatesHaveToBeVerified(t *testing.T) {
 	_, err = pgmoor.New(nil, cfg)
 	require.ErrorContains(t, err, "unknown kind")
 }
+
+// TestAClientHearsWhyItsCertificateIsRefused has a client send more before it reads, as TLS 1.3 lets it.
+func TestAClientHearsWhyItsCertificateIsRefused(t *testing.T) {
+	cfg := pgmoor.Config{Secrets: someSecrets(t)}
+	cfg.TLS, _ = certified(t)
+	cfg.TLS.ClientAuth = tls.VerifyClientCertIfGiven
+	_, cfg.TLS.ClientCAs = identity(t)
+	foreign, _ := identity(t)
+	r := newRig(t, cfg, new(fake))
+	address := r.listenTCP(t)
+	for range 20 {
+		c := tls.Client(dialTCP(t, address), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"postgresql"}, Certificates: []tls.Certificate{foreign}})
+		require.NoError(t, c.Handshake())
+		_, err := c.Write(login(version30))
+		require.NoError(t, err)
+		_, err = c.Write(login(version30))
+		require.NoError(t, err, "the connection was reset")
+		_, err = c.Read(make([]byte, 1))
+		require.ErrorContains(t, err, "unknown certificate authority")
+		require.NoError(t, c.NetConn().Close())
+	}
+	c := tls.Client(dialTCP(t, address), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"postgresql"}, Certificates: []tls.Certificate{foreign}})
+	require.NoError(t, c.Handshake())
+	began := time.Now()
+	require.NoError(t, r.Close()) // does not wait for a client that stays
+	require.Less(t, time.Since(began), 900*time.Millisecond)
+}

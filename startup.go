@@ -266,12 +266,40 @@ func (c *Client) directTLS(ctx context.Context, cfg startupConfig, first byte) e
 }
 
 func (c *Client) handshakeTLS(ctx context.Context, t *tls.Conn) error {
-	if err := t.HandshakeContext(c.shown.watching(ctx)); err != nil {
+	err := t.HandshakeContext(c.shown.watching(ctx))
+	if err != nil {
+		if isOurAlert(err) {
+			c.hearOut(ctx)
+		}
 		return err
 	}
 	c.conn, c.tls = t, t
 	return nil
 }
+
+// isOurAlert reports whether a TLS handshake failed because of what the client said, so that it was told.
+func isOurAlert(err error) bool {
+	var ne net.Error
+	var noTLS tls.RecordHeaderError
+	return !errors.As(err, &ne) && !errors.As(err, &noTLS) && !errors.Is(orGone(err), errClientGone)
+}
+
+// hearOutLimit bounds how long a client may take to close a connection whose TLS handshake has failed.
+const hearOutLimit = time.Second
+
+// hearOut reads on until a client that was told why its TLS handshake has failed closes the connection, or ctx ends. With TLS 1.3 a client
+// has finished before its certificate is looked at, and its startup packet is on the way: closing with that unread would reset the
+// connection, and what the client was told be lost.
+func (c *Client) hearOut(ctx context.Context) {
+	half, ok := c.conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil || c.conn.SetReadDeadline(time.Now().Add(hearOutLimit)) != nil {
+		return
+	}
+	defer context.AfterFunc(ctx, c.interrupt)()
+	_, _ = io.Copy(io.Discard, io.LimitReader(c.conn, maxStartupPacket))
+}
+
+func (c *Client) interrupt() { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) }
 
 // prefixConn is a connection of which one byte was read too many.
 type prefixConn struct {
