@@ -201,6 +201,9 @@ compat() {
   stop_cluster
 }
 
+# logins: every driver logs in to a proxy in every way that it knows, and to PostgreSQL, which say the same.
+logins() { compat/logins.sh; }
+
 command -v go >/dev/null || die "go is missing: install the version that go.mod asks for (https://go.dev/dl)"
 case ${1:-all} in
   quick)
@@ -221,6 +224,7 @@ case ${1:-all} in
     step 'go test, fast paths' go test -shuffle=on .
     step "scanner against PostgreSQL's parser" compare_scanner
     step 'manifests for Kubernetes' check_manifests
+    step 'logins of drivers' logins
     step 'drivers through the proxy' compat
     ;;
   fuzz) step fuzz fuzz ;;
