@@ -142,13 +142,22 @@ func (e *env) cancelBackend(sc *server) {
 	e.count.cancels.Add(1)
 }
 
-// sendCancel sends a cancel request for what sc runs, and returns when the server has dealt with it.
+// sendCancel sends a cancel request for what sc runs, encrypted if sc is, and returns when the server has dealt with it.
 func (e *env) sendCancel(ctx context.Context, sc *server) error {
 	conn, err := e.config().up.cfg.dialer().DialContext(ctx, sc.network, sc.address)
 	if err != nil {
 		return err
 	}
-	return passCancel(ctx, conn, sc.pid, sc.secret)
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	to := conn
+	if sc.encryption != nil {
+		if to, err = sc.encryption.begin(ctx, conn); err != nil {
+			return err
+		}
+	}
+	return writeCancel(to, sc.pid, sc.secret)
 }
 
 // passCancel sends a cancel request over conn, waits until the other side has dealt with it and hangs up, and closes conn. The
@@ -157,6 +166,11 @@ func passCancel(ctx context.Context, conn net.Conn, pid uint32, key []byte) erro
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
+	return writeCancel(conn, pid, key)
+}
+
+// writeCancel writes a cancel request, and waits until the other side has dealt with it and hangs up.
+func writeCancel(conn net.Conn, pid uint32, key []byte) error {
 	m := binary.BigEndian.AppendUint32(nil, uint32(12+len(key)))
 	m = binary.BigEndian.AppendUint32(m, codeCancelRequest)
 	m = append(binary.BigEndian.AppendUint32(m, pid), key...)

@@ -76,8 +76,10 @@ type Config struct {
 	// protocol "postgresql", which is added to a copy of it. The minimum version is TLS 1.2.
 	TLS *tls.Config
 
-	// RequireTLS refuses network clients that did not ask for encryption. Unix sockets and DialContext count as
-	// private. It needs TLS.
+	// RequireTLS refuses network clients that did not ask for encryption, and wants the same of servers, as RDS Proxy's RequireTLS
+	// does. Unix sockets and DialContext count as private. It needs TLS. An empty Upstream.SSLMode then means "require"; "disable", "allow"
+	// and "prefer" are an error, unless all Hosts are Unix sockets. "disable" is none either where Upstream.Dialer is one of the
+	// application's own, which then has to encrypt.
 	RequireTLS bool
 
 	// MaxConnections is the greatest number of server connections that are open or being opened at any moment, over
@@ -229,11 +231,21 @@ type Upstream struct {
 	Dialer Dialer
 
 	// SSLMode is libpq's sslmode: "disable", "allow", "prefer", "require", "verify-ca" or "verify-full". If empty,
-	// "prefer". Unix sockets are never encrypted.
+	// "prefer", or "require" with Config.RequireTLS or a direct SSLNegotiation. Unix sockets are never encrypted.
 	SSLMode string
 
+	// SSLNegotiation is libpq's sslnegotiation: "postgres" asks the server whether it encrypts before TLS begins, "direct" begins with TLS, with
+	// the ALPN protocol "postgresql", which saves a round trip and is for PostgreSQL 17 and later. "direct" needs an SSLMode of "require" or more:
+	// it leaves nothing to fall back to. If empty, "postgres".
+	SSLNegotiation string
+
+	// ChannelBinding is libpq's channel_binding: "disable", "prefer" or "require". With TLS, a login by SCRAM is bound to the server's
+	// certificate where the server can. "require" refuses every other login, also by a password in clear or its MD5 hash, so that
+	// nobody in between gets a password or a session, whoever issued its certificate; without TLS there is no other. If empty, "prefer".
+	ChannelBinding string
+
 	// TLSConfig, if not nil, is the base of the TLS configuration, for its RootCAs, Certificates and the like;
-	// SSLMode decides what is verified.
+	// SSLMode decides what is verified, and its VerifyConnection is asked besides.
 	TLSConfig *tls.Config
 
 	// ConnectTimeout bounds one login, from dialing to the first ReadyForQuery, and Config.InitQuery behind it. If zero,
@@ -259,6 +271,12 @@ func (c *Config) validate() error {
 	if c.RequireTLS && c.TLS == nil {
 		return errors.New("pgmoor: Config.RequireTLS needs Config.TLS")
 	}
+	if err := c.validateEncryption(); err != nil {
+		return err
+	}
+	if err := errors.Join(checkPart(c.Authenticator, c), checkPart(c.Secrets, c)); err != nil {
+		return err
+	}
 	for _, p := range parameters {
 		if err := p.check(c); err != nil {
 			return err
@@ -270,7 +288,7 @@ func (c *Config) validate() error {
 	if c.Verify > VerifyAlways {
 		return fmt.Errorf("pgmoor: Config.Verify is %d, which is no VerifyMode", c.Verify)
 	}
-	for _, f := range []any{c.Budget, c.Peers} {
+	for _, f := range []any{c.Budget, c.Peers, c.Secrets} {
 		if v, ok := f.(interface{ Validate() error }); ok {
 			if err := v.Validate(); err != nil {
 				return err
@@ -278,6 +296,31 @@ func (c *Config) validate() error {
 		}
 	}
 	return c.Upstream.validate()
+}
+
+// weakModes are those values of Upstream.SSLMode that let a server do without encryption.
+var weakModes = []string{"disable", "allow", "prefer"}
+
+// validateEncryption checks what RequireTLS means for servers.
+func (c *Config) validateEncryption() error {
+	u := &c.Upstream
+	if !c.RequireTLS || !slices.Contains(weakModes, u.SSLMode) ||
+		!slices.ContainsFunc(u.Hosts, func(h string) bool { return !strings.HasPrefix(h, "/") }) {
+		return nil
+	}
+	if _, std := u.dialer().(*net.Dialer); u.SSLMode == "disable" && !std {
+		return nil
+	}
+	return fmt.Errorf("pgmoor: Config.RequireTLS is for servers too, and Config.Upstream.SSLMode is %q: "+
+		"leave it empty, or set \"require\", \"verify-ca\" or \"verify-full\"", u.SSLMode)
+}
+
+// sslMode returns the mode that counts.
+func (c *Config) sslMode() string {
+	if c.RequireTLS || c.Upstream.direct() {
+		return orDefault(c.Upstream.SSLMode, "require")
+	}
+	return orDefault(c.Upstream.SSLMode, "prefer")
 }
 
 // validateShares checks what depends on more than one field, and InitQuery.
@@ -302,6 +345,16 @@ func (u *Upstream) validate() error {
 	}
 	if !slices.Contains([]string{"", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"}, u.SSLMode) {
 		return fmt.Errorf("pgmoor: Config.Upstream.SSLMode %q is not one of libpq's", u.SSLMode)
+	}
+	switch {
+	case !slices.Contains([]string{"", "postgres", "direct"}, u.SSLNegotiation):
+		return fmt.Errorf("pgmoor: Config.Upstream.SSLNegotiation %q is not one of postgres, direct", u.SSLNegotiation)
+	case u.direct() && slices.Contains(weakModes, u.SSLMode):
+		return fmt.Errorf("pgmoor: Config.Upstream.SSLNegotiation is \"direct\", and Config.Upstream.SSLMode is %q: "+
+			"leave it empty, or set \"require\", \"verify-ca\" or \"verify-full\"", u.SSLMode)
+	}
+	if !slices.Contains([]string{"", "disable", "prefer", "require"}, u.ChannelBinding) {
+		return fmt.Errorf("pgmoor: Config.Upstream.ChannelBinding %q is not one of disable, prefer, require", u.ChannelBinding)
 	}
 	return nil
 }
@@ -383,6 +436,8 @@ func (c *Config) logger() *slog.Logger {
 	}
 	return c.Logger
 }
+
+func (u *Upstream) direct() bool { return u.SSLNegotiation == "direct" }
 
 func (u *Upstream) connectTimeout() time.Duration {
 	return orDefault(u.ConnectTimeout, DefaultConnectTimeout)

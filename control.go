@@ -362,16 +362,23 @@ func (p *Proxy) retire() (old []*server) {
 
 // retire closes the idle connections that were opened before epoch, and returns all of those.
 func (p *pool) retire(epoch uint64) (old []*server) {
+	old = p.retireIf(func(sc *server) bool { return sc.epoch < epoch })
+	p.nudgeListener()
+	return old
+}
+
+// retireIf closes the idle connections that are old, and returns all that are. Others are not lent again, see server.retired.
+func (p *pool) retireIf(isOld func(*server) bool) (old []*server) {
 	var unused []*server
 	p.mu.Lock()
 	for sc := range p.open {
-		if sc.epoch < epoch {
+		if isOld(sc) {
 			old = append(old, sc)
 		}
 	}
 	kept := p.idle[:0]
 	for _, sc := range p.idle {
-		if sc.epoch < epoch {
+		if isOld(sc) {
 			unused = append(unused, sc)
 		} else {
 			kept = append(kept, sc)
@@ -383,7 +390,6 @@ func (p *pool) retire(epoch uint64) (old []*server) {
 	for _, sc := range unused {
 		sc.kill()
 	}
-	p.nudgeListener()
 	return old
 }
 

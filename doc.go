@@ -43,7 +43,10 @@
 // # Who may come in
 //
 // [Config.Secrets] is where passwords are: for clients, who are asked for SCRAM-SHA-256, and for the proxy's own logins as
-// the same users. [Config.Authenticator] asks for something else.
+// the same users. [FileSecrets], [EnvSecrets], [AuthQuery] and any function are sources of them, [CachedSecrets] goes in front, and while a
+// password changes the one from before counts too ([Secret.WithPrevious]). [Config.Authenticator] asks for something else:
+// [HBA] for ordered rules, [Certificate] for certificates, [TokenAuth] and [OAuthBearer] for tokens; [Throttle] bounds guessing. [Upstream].ChannelBinding binds the proxy's own logins.
+// docs/authentication.md says it all.
 //
 // # In the same process
 //

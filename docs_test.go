@@ -96,6 +96,20 @@ func goBlock(t *testing.T, path string) string {
 	return "\t" + strings.ReplaceAll(strings.TrimSuffix(block, "\n"), "\n", "\n\t") + "\n"
 }
 
+// docsBlock returns the SQL in docs/configuration.md that contains a text.
+func docsBlock(t *testing.T, contains string) string {
+	t.Helper()
+	text, err := os.ReadFile("docs/configuration.md")
+	require.NoError(t, err)
+	for _, block := range strings.Split(string(text), "```sql\n")[1:] {
+		if block, _, ok := strings.Cut(block, "```"); ok && strings.Contains(block, contains) {
+			return block
+		}
+	}
+	require.Fail(t, "no such block", contains)
+	return ""
+}
+
 func TestReadmeNamesTheGoVersionOfTheModule(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)
@@ -137,7 +151,7 @@ var updates = map[string]string{
 	"Config.Authenticator":             newClients,
 	"Config.Secrets":                   "for clients and server connections that log in from then on",
 	"Config.TLS":                       newClients,
-	"Config.RequireTLS":                newClients,
+	"Config.RequireTLS":                newClients + "; for servers as `Upstream.SSLMode`",
 	"Config.MaxConnections":            "at once; beyond a smaller one, connections are closed that are idle, and others when they come back; with a Budget never to more than `New` was given",
 	"Config.Budget":                    "no: that of `New` stays",
 	"Config.Peers":                     "no: those of `New` stay",
@@ -169,6 +183,8 @@ var updates = map[string]string{
 	"Upstream.Hosts":          "at once: all server connections are retired, as by `Reconnect`",
 	"Upstream.Dialer":         newServers,
 	"Upstream.SSLMode":        "as `Hosts`",
+	"Upstream.SSLNegotiation": newServers + "; cancel requests for those from before are sent as they were made",
+	"Upstream.ChannelBinding": newServers,
 	"Upstream.TLSConfig":      newServers,
 	"Upstream.ConnectTimeout": newServers,
 }

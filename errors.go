@@ -20,6 +20,7 @@ const (
 	codeProtocolViolation   = "08P01"
 	codeNotSupported        = "0A000"
 	codeInternal            = "XX000"
+	codeBadText             = "22021"
 	codeActiveTransaction   = "25001"
 	codeFailedTransaction   = "25P02"
 	codeDuplicateStatement  = "42P05"
@@ -47,6 +48,7 @@ type Error struct {
 	Hint     string
 
 	server *pgconn.PgError // where the server said it: its further fields
+	why    string          // for the log only
 }
 
 // Error returns the message and the SQLSTATE.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log"
 	"net"
 	"os"
@@ -150,4 +151,35 @@ func ExamplePinningPolicyFunc() {
 		Upstream: pgmoor.Upstream{Hosts: []string{"127.0.0.1:5432"}},
 		Pinning:  policy,
 	}
+}
+
+// A container gets a secret as AWS Secrets Manager has it, with more in it than is needed.
+func ExampleParseSecretJSON() {
+	user, secret, err := pgmoor.ParseSecretJSON([]byte(`{"username": "app", "password": "correct horse", "engine": "postgres"}`))
+	fmt.Println(user, secret, err)
+	// Output: app [secret] <nil>
+}
+
+// Passwords of a volume that Kubernetes mounts, and of a database for those who are not in it. A change of either lets clients in with
+// the password from before for a minute.
+func ExampleCachedSecrets() {
+	files := &pgmoor.CachedSecrets{Source: &pgmoor.FileSecrets{Path: "/etc/pgmoor/users"}, TTL: time.Second, Grace: time.Minute}
+	query := &pgmoor.AuthQuery{
+		Upstream: pgmoor.Upstream{Hosts: []string{"db1:5432"}, SSLMode: "verify-full"}, User: "asks", Secrets: files,
+		Query: "SELECT name, secret FROM pgmoor.secret_of($1)",
+	}
+	defer query.Close()
+	database := &pgmoor.CachedSecrets{Source: query, Grace: time.Minute}
+	either := pgmoor.SecretSourceFunc(func(ctx context.Context, user string) (pgmoor.Secret, error) {
+		s, err := files.Secret(ctx, user)
+		if errors.Is(err, pgmoor.ErrNoSecret) {
+			return database.Secret(ctx, user)
+		}
+		return s, err
+	})
+	p, err := pgmoor.New(nil, pgmoor.Config{Upstream: pgmoor.Upstream{Hosts: []string{"db1:5432"}}, Secrets: either})
+	if err != nil {
+		log.Fatal(err)
+	}
+	log.Fatal(p.Serve(context.Background()))
 }

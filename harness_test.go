@@ -79,6 +79,8 @@ type fake struct {
 	onCancel func(pid uint32)
 	// refuse, if it returns a message, refuses a login.
 	refuse func(params map[string]string) *pgproto3.ErrorResponse
+	// login, if not nil, comes before AuthenticationOk; an error ends the connection.
+	login func(c *pgtest.FakeConn) error
 	// left are the kinds of what is left in every session.
 	left atomic.Value
 	// slow is how long a login takes.
@@ -195,13 +197,17 @@ func (f *fake) greet(c *pgtest.FakeConn) error {
 	slow := f.slow
 	f.mu.Unlock()
 	time.Sleep(slow)
-	if f.refuse == nil {
+	if f.refuse == nil && f.login == nil {
 		return c.Greet()
 	}
 	if err := c.ReceiveStartup(); err != nil {
 		return err
 	}
-	if e := f.refuse(c.Startup); e != nil {
+	if f.login != nil {
+		if err := f.login(c); err != nil {
+			return err
+		}
+	} else if e := f.refuse(c.Startup); e != nil {
 		return errors.Join(errDown, c.Send(e))
 	}
 	return c.Send(

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pgmoor/pgmoor/internal/link"
+	"github.com/pgmoor/pgmoor/internal/scram"
 	"github.com/pgmoor/pgmoor/internal/wire"
 )
 
@@ -17,7 +18,7 @@ import (
 // welcome is the goroutine of a handshake.
 func (p *Proxy) welcome(conn net.Conn, local bool) {
 	defer p.wg.Done()
-	c := &Client{conn: conn, local: local, leaveSlot: func() {}}
+	c := &Client{conn: conn, local: local, log: p.env.log, leaveSlot: func() {}}
 	if !local {
 		c.leaveSlot = sync.OnceFunc(func() { <-p.slots })
 	}
@@ -31,6 +32,7 @@ func (p *Proxy) welcome(conn net.Conn, local bool) {
 	if err != nil {
 		p.env.discharge(c)
 		p.refused(c, err)
+		p.doubt(c, err)
 		return
 	}
 	select {
@@ -129,6 +131,10 @@ func (p *Proxy) authenticate(ctx context.Context, c *Client, cfg *live) error {
 	c.authenticating.Store(true)
 	err := cfg.auth.Authenticate(ctx, c)
 	c.authenticating.Store(false)
+	if c.shown = (presented{}); err == nil {
+		cfg.up.proofs.learn(c.user, c.keys)
+	}
+	c.keys = scram.Keys{}
 	switch {
 	case err == nil || isOwn(err) || errors.Is(err, errClientGone) || isTimeout(err):
 		return err

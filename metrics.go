@@ -9,6 +9,7 @@ import (
 // Proxy.
 type Stats struct {
 	Clients     int // clients that are logged in
+	ClientsTLS  int // of those, how many with TLS
 	Handshaking int // clients that are logging in, also those that wait for a first server connection
 	Waiting     int // clients that wait for a server connection
 	// OldestWait is how long the one that waits longest has waited. As JSON it is a number of nanoseconds.

@@ -40,6 +40,7 @@ func (p *pool) construct(ctx context.Context) (*server, error) {
 	p.learn(li)
 	sc := newServer(li, p)
 	sc.epoch = t.epoch
+	p.noteLogin(sc, li.with)
 	return sc, nil
 }
 
@@ -203,7 +204,7 @@ func (p *pool) opened(res *puddle.Resource[*server]) {
 	p.dialing--
 	p.servers++
 	p.open[sc] = struct{}{}
-	p.backoff, p.retryAt, p.failing = 0, time.Time{}, false
+	p.backoff, p.retryAt, p.failing, p.refusedSince = 0, time.Time{}, false, time.Time{}
 	outdated := sc.retired() // by an Update or a Reconnect since the login began: it will be closed, and nobody begins with what it says
 	if !outdated {
 		p.welcome, p.base = sc.welcome, sc.fresh
@@ -239,7 +240,7 @@ func (p *pool) openFailed(err error) {
 		p.retryAt = p.env.now().Add(pause)
 	}
 	var refused []*Session
-	if isPermanent(err) || p.closed {
+	if isPermanent(err) && !p.mayRotateLocked(err) || p.closed {
 		p.tellLoginsLocked(err)
 		for p.servers == 0 && p.first != nil {
 			refused = append(refused, p.first)

@@ -60,11 +60,12 @@ type pool struct {
 	statementEpoch atomic.Uint64  // counts the plans that the server has refused
 	meanings       *atomic.Uint64 // of the database, see env.meaningsOf
 
-	key    poolKey // as the first client had it
-	env    *env
-	budget *budget
-	shares []*budget // narrower ones that it is part of, besides
-	inv    *puddle.Pool[*server]
+	key     poolKey // as the first client had it
+	account *account
+	env     *env
+	budget  *budget
+	shares  []*budget // narrower ones that it is part of, besides
+	inv     *puddle.Pool[*server]
 
 	asked atomic.Bool // sessions of this pool ask for values of sequences that they got before
 
@@ -73,40 +74,41 @@ type pool struct {
 	wake chan struct{}
 	wg   sync.WaitGroup // keeper, openers, goroutines of the server connections
 
-	mu      sync.Mutex // never held across I/O; taken inside a session's, takes none
-	idle    []*server  // the last is the most recently used
-	open    map[*server]struct{}
-	servers int      // how many are open
-	using   int      // of those, how many are lent
-	opening int      // openers at work
-	dialing int      // of those, how many hold a token of the budget
-	first   *Session // waiters, oldest first
-	last    *Session
-	waiting int
-	wishes  []wish       // oldest first
-	logins  []chan error // clients that wait for the pool's first connection
-	use     demand
-	kept    int      // of the idle ones, how many stay beyond the idle timeout
-	welcome []byte   // ParameterStatus messages of the latest login; nil before the first
-	base    settings // what Config.InitQuery set at it
-	armed   bool     // the keeper's timer will look at the waiters
-	starved bool     // the budget had nothing for us
-	failing bool     // the latest login to the server failed
-	backoff time.Duration
-	retryAt time.Time
-	askedAt time.Time // when pinned sessions were last asked about because others wait
-	asksAt  time.Time // when they are to be
-	refs    int       // sessions
-	ear     *listener // nil: nobody has listened yet
-	lent    int64
-	closed  bool
+	mu           sync.Mutex // never held across I/O; taken inside a session's, takes none
+	idle         []*server  // the last is the most recently used
+	open         map[*server]struct{}
+	servers      int      // how many are open
+	using        int      // of those, how many are lent
+	opening      int      // openers at work
+	dialing      int      // of those, how many hold a token of the budget
+	first        *Session // waiters, oldest first
+	last         *Session
+	waiting      int
+	wishes       []wish       // oldest first
+	logins       []chan error // clients that wait for the pool's first connection
+	use          demand
+	kept         int       // of the idle ones, how many stay beyond the idle timeout
+	welcome      []byte    // ParameterStatus messages of the latest login; nil before the first
+	base         settings  // what Config.InitQuery set at it
+	armed        bool      // the keeper's timer will look at the waiters
+	starved      bool      // the budget had nothing for us
+	failing      bool      // the latest login to the server failed
+	refusedSince time.Time // since when the server refuses the password; zero: it does not
+	backoff      time.Duration
+	retryAt      time.Time
+	askedAt      time.Time // when pinned sessions were last asked about because others wait
+	asksAt       time.Time // when they are to be
+	refs         int       // sessions
+	ear          *listener // nil: nobody has listened yet
+	lent         int64
+	closed       bool
 
 	loginsCtx  context.Context // of logins that begin now; from ctx
 	stopLogins context.CancelCauseFunc
 }
 
-func newPool(key poolKey, e *env, b *budget, shares []*budget) (*pool, error) {
-	p := &pool{key: key, env: e, budget: b, shares: shares, meanings: e.meaningsOf(key.database), wake: make(chan struct{}, 1), open: make(map[*server]struct{})}
+func newPool(key poolKey, e *env, a *account, b *budget, shares []*budget) (*pool, error) {
+	p := &pool{key: key, account: a, env: e, budget: b, shares: shares, meanings: e.meaningsOf(key.database), wake: make(chan struct{}, 1), open: make(map[*server]struct{})}
 	p.ctx, p.stop = context.WithCancel(context.WithValue(context.Background(), openerKey{}, p))
 	p.loginsCtx, p.stopLogins = context.WithCancelCause(p.ctx)
 	inv, err := puddle.NewPool(&puddle.Config[*server]{

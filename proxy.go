@@ -2,12 +2,10 @@ package pgmoor
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -60,6 +58,7 @@ type Proxy struct {
 	pools     map[poolKey]*pool // by sorted key
 	budget    *budget
 	narrow    map[shareKey]*budget  // of one user or one database, while it has pools
+	accounts  map[string]*account   // by user, while it has pools
 	shaking   map[net.Conn]struct{} // connections in the middle of a handshake
 	stopShare context.CancelFunc    // nil: there is no Config.Budget, or it was not started
 	started   bool
@@ -86,14 +85,15 @@ type env struct {
 	ids, statementIDs atomic.Uint64
 	elder             atomic.Bool // the server speaks protocol 3.0 only
 
-	mu       sync.Mutex
-	byPid    map[uint32]*Session
-	lastPid  uint32
-	unpins   int64
-	empty    chan struct{}             // closed when no session is left; nil until someone asks
-	closed   atomic.Bool               // by Close: nothing is worth waiting for any more
-	meanings map[string]*atomic.Uint64 // by database
-	pins     map[string]pinCount       // by reason
+	mu        sync.Mutex
+	byPid     map[uint32]*Session
+	lastPid   uint32
+	encrypted int // of byPid, those with TLS
+	unpins    int64
+	empty     chan struct{}             // closed when no session is left; nil until someone asks
+	closed    atomic.Bool               // by Close: nothing is worth waiting for any more
+	meanings  map[string]*atomic.Uint64 // by database
+	pins      map[string]pinCount       // by reason
 }
 
 func (e *env) now() time.Time { return time.Now() }
@@ -140,19 +140,6 @@ func New(l net.Listener, cfg Config) (*Proxy, error) {
 		p.listeners = []net.Listener{l}
 	}
 	return p, nil
-}
-
-// serverTLS returns a copy of cfg with PostgreSQL's ALPN protocol and TLS 1.2 as the least version.
-func serverTLS(cfg *tls.Config) *tls.Config {
-	if cfg == nil {
-		return nil
-	}
-	c := cfg.Clone()
-	c.MinVersion = max(c.MinVersion, tls.VersionTLS12)
-	if !slices.Contains(c.NextProtos, alpn) {
-		c.NextProtos = append(slices.Clone(c.NextProtos), alpn)
-	}
-	return c
 }
 
 // Addr returns the address of the first listener, or an in-process address where there is none.
@@ -322,7 +309,11 @@ func (p *Proxy) noteRefusal(c *Client, err error) {
 		level = slog.LevelError
 	}
 	p.env.count.loginFailures.Add(1)
-	p.env.log.Log(context.Background(), level, "pgmoor: client refused", append(c.logAttrs(), slog.Any("err", err))...)
+	attrs := append(c.logAttrs(), slog.Any("err", err))
+	if e := (*Error)(nil); errors.As(err, &e) && e.why != "" {
+		attrs = append(attrs, slog.String("reason", e.why))
+	}
+	p.env.log.Log(context.Background(), level, "pgmoor: client refused", attrs...)
 }
 
 // logAttrs says who a log line is about.
@@ -358,7 +349,7 @@ func (p *Proxy) pool(key poolKey) (*pool, error) {
 	pl := p.pools[by]
 	if pl == nil {
 		var err error
-		if pl, err = newPool(key, p.env, p.budget, p.sharesOf(&key)); err != nil {
+		if pl, err = newPool(key, p.env, p.accountOf(&key), p.budget, p.sharesOf(&key)); err != nil {
 			return nil, err
 		}
 		p.pools[by] = pl

@@ -17,6 +17,9 @@ func (e *env) register(s *Session) {
 		}
 	}
 	e.byPid[s.pid] = s
+	if s.client.tls != nil {
+		e.encrypted++
+	}
 	e.count.clients.Add(1)
 }
 
@@ -28,6 +31,9 @@ func (e *env) unregister(s *Session) {
 		return
 	}
 	delete(e.byPid, s.pid)
+	if s.client.tls != nil {
+		e.encrypted--
+	}
 	if len(e.byPid) == 0 && e.empty != nil {
 		close(e.empty)
 		e.empty = nil
@@ -154,7 +160,7 @@ func (p *Proxy) Stats() Stats {
 func (e *env) stats(st *Stats) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	st.Clients = len(e.byPid)
+	st.Clients, st.ClientsTLS = len(e.byPid), e.encrypted
 	st.Unpins = e.unpins
 	for reason, c := range e.pins {
 		if c.now > 0 {

@@ -31,8 +31,10 @@ type server struct {
 
 	serial           uint64        // no other connection has it
 	epoch            uint64        // env.epoch when its login began
+	era              uint64        // account.era of its login
 	closed           chan struct{} // closed when it is, see pool.lost
 	network, address string        // where cancel requests go
+	encryption       *encryption   // of those; nil: there is none
 	pid              uint32
 	secret           []byte
 
@@ -88,8 +90,8 @@ func newServer(li *loggedIn, p *pool) *server {
 	sc := &server{
 		link: link.New(li.conn, !p.env.config().plainIO), pool: p,
 		welcome: li.statuses, base: base, reports: maps.Clone(base),
-		serial: p.env.statementIDs.Add(1), network: li.network, address: li.address, pid: li.pid, secret: li.secret, none: true, closed: make(chan struct{}),
-		set: li.set, fresh: li.set, initial: li.initial, retireAt: p.env.retireAt(),
+		serial: p.env.statementIDs.Add(1), network: li.network, address: li.address, encryption: li.encryption, pid: li.pid, secret: li.secret, none: true, closed: make(chan struct{}),
+		set: li.set, fresh: li.set, initial: li.initial, retireAt: p.env.retireAt(), era: p.account.era.Load(),
 	}
 	p.env.backends.Store(sc.pid, sc)
 	p.env.noteVersion(sc.base["server_version"])
@@ -139,7 +141,7 @@ func (sc *server) limitWind() {
 
 // retired reports whether the connection must not be lent again.
 func (sc *server) retired() bool {
-	return sc.killed.Load() || sc.spent.Load() || sc.aged.Load() || sc.epoch != sc.pool.env.epoch.Load()
+	return sc.killed.Load() || sc.spent.Load() || sc.aged.Load() || sc.epoch != sc.pool.env.epoch.Load() || sc.era != sc.pool.account.era.Load()
 }
 
 // stale reports whether an idle connection that nobody used for a while turns out to have ended.

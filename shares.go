@@ -165,8 +165,9 @@ func (p *Proxy) sharesOf(k *poolKey) (all []*budget) {
 	return all
 }
 
-// join makes a new pool part of its budgets.
+// join makes a new pool part of its budgets and its account.
 func (p *Proxy) join(pl *pool) {
+	p.joinAccount(pl)
 	for _, b := range pl.shares {
 		b.add(pl)
 	}
@@ -181,6 +182,7 @@ func (p *Proxy) part(pl *pool) {
 	p.budget.remove(pl)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.partAccount(pl)
 	for _, k := range pl.key.shares() {
 		if b := p.narrow[k]; b != nil && b.empty() {
 			delete(p.narrow, k)

@@ -6,12 +6,15 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/pgmoor/pgmoor/internal/link"
+	"github.com/pgmoor/pgmoor/internal/scram"
 	"github.com/pgmoor/pgmoor/internal/wire"
 )
 
@@ -58,8 +61,13 @@ type Client struct {
 	unknown   []string
 	leaveSlot func() // ends what counts as the handshake
 
+	shown presented    // owned by the handshake
+	keys  scram.Keys   // that the client has proved to know, of a verifier; owned by the handshake
+	given *string      // a password that was asked for already; owned by the Authenticator
+	log   *slog.Logger // for Authenticators; nil: there is none
+
 	authenticating atomic.Bool // an Authenticator has it
-	admitted       atomic.Bool // it counts as a client
+	admitted       atomic.Bool // it counts as a client; Close may take that back while the login ends
 }
 
 // User returns the user name of the startup packet.
@@ -129,6 +137,10 @@ func (c *Client) Password(ctx context.Context) (string, error) {
 			Message: "cleartext password authentication needs an encrypted connection",
 			Hint:    "Connect with sslmode=require.",
 		}
+	case c.given != nil:
+		pw := *c.given
+		c.given = nil
+		return pw, nil
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) })
 	pw, err := c.askPassword(authCleartext, nil)
@@ -141,6 +153,13 @@ func (c *Client) Password(ctx context.Context) (string, error) {
 		return "", fatalf(codeBadPassword, "empty password returned by client")
 	}
 	return string(pw), nil
+}
+
+// warnMD5 says that a client is asked for an MD5-hashed password.
+func (c *Client) warnMD5() {
+	if c.log != nil {
+		c.log.Warn("pgmoor: clients log in with MD5-hashed passwords, which can be guessed by who reads along: let them use SCRAM-SHA-256", c.logAttrs()...)
+	}
 }
 
 // errCancelDone ends a handshake that was a cancel request.
@@ -247,12 +266,40 @@ func (c *Client) directTLS(ctx context.Context, cfg startupConfig, first byte) e
 }
 
 func (c *Client) handshakeTLS(ctx context.Context, t *tls.Conn) error {
-	if err := t.HandshakeContext(ctx); err != nil {
+	err := t.HandshakeContext(c.shown.watching(ctx))
+	if err != nil {
+		if isOurAlert(err) {
+			c.hearOut(ctx)
+		}
 		return err
 	}
 	c.conn, c.tls = t, t
 	return nil
 }
+
+// isOurAlert reports whether a TLS handshake failed because of what the client said, so that it was told.
+func isOurAlert(err error) bool {
+	var ne net.Error
+	var noTLS tls.RecordHeaderError
+	return !errors.As(err, &ne) && !errors.As(err, &noTLS) && !errors.Is(orGone(err), errClientGone)
+}
+
+// hearOutLimit bounds how long a client may take to close a connection whose TLS handshake has failed.
+const hearOutLimit = time.Second
+
+// hearOut reads on until a client that was told why its TLS handshake has failed closes the connection, or ctx ends. With TLS 1.3 a client
+// has finished before its certificate is looked at, and its startup packet is on the way: closing with that unread would reset the
+// connection, and what the client was told be lost.
+func (c *Client) hearOut(ctx context.Context) {
+	half, ok := c.conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil || c.conn.SetReadDeadline(time.Now().Add(hearOutLimit)) != nil {
+		return
+	}
+	defer context.AfterFunc(ctx, c.interrupt)()
+	_, _ = io.Copy(io.Discard, io.LimitReader(c.conn, maxStartupPacket))
+}
+
+func (c *Client) interrupt() { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) }
 
 // prefixConn is a connection of which one byte was read too many.
 type prefixConn struct {
@@ -417,30 +464,39 @@ func (c *Client) askPassword(kind uint32, data []byte) ([]byte, error) {
 	return pw, nil
 }
 
-// sasl offers one SASL mechanism and returns the client's first message.
-func (c *Client) sasl(mechanism string) ([]byte, error) {
-	if err := c.send(request(nil, authSASL, append([]byte(mechanism), 0, 0))); err != nil {
-		return nil, err
+// sasl offers SASL mechanisms, the best first, and returns the one that the client has chosen and its first message.
+func (c *Client) sasl(mechanisms ...string) (chosen string, first []byte, err error) {
+	chosen, first, err = c.offer(mechanisms...)
+	if err == nil && first == nil {
+		err = fatalf(codeProtocolViolation, "SASL initial response is missing")
+	}
+	return chosen, first, err
+}
+
+// offer is sasl for mechanisms whose first message may come later: then first is nil.
+func (c *Client) offer(mechanisms ...string) (chosen string, first []byte, err error) {
+	if err := c.send(request(nil, authSASL, []byte(strings.Join(mechanisms, "\x00")+"\x00\x00"))); err != nil {
+		return "", nil, err
 	}
 	body, err := c.readAuth()
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	name, rest, ok := wire.CString(body)
 	if !ok || len(rest) < 4 {
-		return nil, fatalf(codeProtocolViolation, "invalid SASLInitialResponse")
+		return "", nil, fatalf(codeProtocolViolation, "invalid SASLInitialResponse")
 	}
-	if string(name) != mechanism {
-		return nil, fatalf(codeProtocolViolation, "client selected an invalid SASL authentication mechanism")
+	if chosen = string(name); !slices.Contains(mechanisms, chosen) {
+		return "", nil, fatalf(codeProtocolViolation, "client selected an invalid SASL authentication mechanism")
 	}
 	n, data := binary.BigEndian.Uint32(rest), rest[4:]
 	if n == 1<<32-1 && len(data) == 0 {
-		return nil, fatalf(codeProtocolViolation, "SASL initial response is missing")
+		return chosen, nil, nil
 	}
 	if uint64(n) != uint64(len(data)) {
-		return nil, fatalf(codeProtocolViolation, "invalid SASLInitialResponse")
+		return "", nil, fatalf(codeProtocolViolation, "invalid SASLInitialResponse")
 	}
-	return data, nil
+	return chosen, data, nil
 }
 
 func (c *Client) saslContinue(data []byte) ([]byte, error) {

@@ -429,3 +429,11 @@ func TestAWrappedUnixConnectionIsPrivate(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 'I', newClient(t, conn).startup("u").status)
 }
+
+func TestLongNamesOfDatabasesAndUsersHurtNobody(t *testing.T) { // CVE-2012-4575
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, open(), new(fake))
+		r.connect(t, strings.Repeat("u", 4900), "database", strings.Repeat("d", 4900)).ok("SELECT 1")
+		r.connect(t, "u").ok("SELECT 1")
+	})
+}

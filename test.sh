@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 gofumpt=mvdan.cc/gofumpt@v0.12.0
 golangci=github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 fuzz_time=${2:-10m}
-modules=(. contrib/etcd examples compat/go bench)
+modules=(. internal/scram/oracle contrib/etcd contrib/aws contrib/vault contrib/oidc examples compat/go bench)
 oracle=internal/sqlscan/oracle # PostgreSQL's parser, in C: it takes minutes to compile, and is compiled once
 tools=${PGMOOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pgmoor}/tools
 
@@ -85,11 +85,11 @@ check_manifests() {
   (cd examples/kubernetes/check && go mod tidy -diff && go vet ./... && go test ./...)
 }
 
-# fuzz_one NAME PACKAGE [late]: one target. On a busy machine go test may report the end of its own time as the failure "context
+# fuzz_one NAME DIRECTORY [late]: one target. On a busy machine go test may report the end of its own time as the failure "context
 # deadline exceeded", with no input that failed: then it fails quietly, unless it is late, and is worth a second try. Anything else ends the run.
 fuzz_one() {
   local out
-  if out=$(go test -run '^$' -fuzz "^$1\$" -fuzztime "$fuzz_time" -fuzzminimizetime 1s "$2" 2>&1); then
+  if out=$(go -C "$2" test -run '^$' -fuzz "^$1\$" -fuzztime "$fuzz_time" -fuzzminimizetime 1s . 2>&1); then
     grep -av '^fuzz: elapsed' <<<"$out"
     return
   fi
@@ -107,7 +107,7 @@ fuzz() {
     name=${name#func }
     echo "${file%/*}: $name"
     fuzz_one "$name" "${file%/*}" || fuzz_one "$name" "${file%/*}" late
-  done < <(git ls-files -co --exclude-standard '*_test.go' | sed 's,^,./,' | grep -Ev '^\./(contrib|examples|compat|bench)/' |
+  done < <(git ls-files -co --exclude-standard '*_test.go' | sed 's,^,./,' | grep -Ev '^\./(examples|compat|bench)/' |
     xargs grep -oE '^func Fuzz[A-Za-z0-9_]+' /dev/null)
 }
 
@@ -201,6 +201,9 @@ compat() {
   stop_cluster
 }
 
+# logins: every driver logs in to a proxy in every way that it knows, and to PostgreSQL, which say the same.
+logins() { compat/logins.sh; }
+
 command -v go >/dev/null || die "go is missing: install the version that go.mod asks for (https://go.dev/dl)"
 case ${1:-all} in
   quick)
@@ -221,6 +224,7 @@ case ${1:-all} in
     step 'go test, fast paths' go test -shuffle=on .
     step "scanner against PostgreSQL's parser" compare_scanner
     step 'manifests for Kubernetes' check_manifests
+    step 'logins of drivers' logins
     step 'drivers through the proxy' compat
     ;;
   fuzz) step fuzz fuzz ;;

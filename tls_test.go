@@ -46,7 +46,7 @@ func dialTCP(t testing.TB, address string) net.Conn {
 	return conn
 }
 
-func TestWhatFollowsAnSSLRequestInTheClearIsRefused(t *testing.T) { // CVE-2021-3935
+func TestWhatFollowsAnSSLRequestInTheClearIsRefused(t *testing.T) { // CVE-2021-3935, CVE-2021-43766, CVE-2021-43767, CVE-2021-23214
 	cfg := open()
 	cfg.TLS, _ = certified(t)
 	cfg.HandshakeTimeout = time.Second // the ordinary path takes what follows for the beginning of a TLS record
@@ -133,7 +133,7 @@ func TestDirectTLSNeedsTheProtocolsName(t *testing.T) {
 	require.Error(t, conn.Handshake())
 }
 
-func TestInsideOfTLSNothingAsksForEncryptionAgain(t *testing.T) {
+func TestInsideOfTLSNothingAsksForEncryptionAgain(t *testing.T) { // CVE-2026-6479
 	cfg := open()
 	cfg.TLS, _ = certified(t)
 	r := newRig(t, cfg, new(fake))
@@ -158,7 +158,7 @@ func TestOldVersionsOfTLSAreRefused(t *testing.T) {
 	require.Error(t, conn.Handshake())
 }
 
-func TestAClientThatStopsInTheMiddleOfTLSIsCutOffInTime(t *testing.T) {
+func TestAClientThatStopsInTheMiddleOfTLSIsCutOffInTime(t *testing.T) { // CVE-2026-25949
 	cfg := open()
 	cfg.TLS, _ = certified(t)
 	cfg.HandshakeTimeout = 100 * time.Millisecond

@@ -23,7 +23,6 @@ type live struct {
 	auth          Authenticator
 	tls           *tls.Config
 	texts         *sqlscan.Cache // what is known of statement texts
-	seed          []byte         // of what unknown users are asked; stays, or they would be told by it from known ones
 }
 
 // config returns the configuration that counts at the moment.
@@ -40,12 +39,10 @@ func newLive(cfg Config, was *live) (*live, error) {
 	}
 	l := &live{Config: cfg, up: up, policy: cfg.pinning(), defaultPolicy: cfg.pinning() == DefaultPinning{}, tls: serverTLS(cfg.TLS)}
 	if was != nil {
-		l.seed, l.plainIO, l.texts = was.seed, was.plainIO, was.texts
+		l.plainIO, l.texts, l.up.proofs = was.plainIO, was.texts, was.up.proofs
 		if slices.Equal(was.Upstream.Hosts, l.Upstream.Hosts) {
 			l.up.logins = was.up.logins // with what is known of the hosts
 		}
-	} else {
-		l.seed = randomBytes(32)
 	}
 	if was == nil || !slices.Equal(was.VerifyFunctions, l.VerifyFunctions) {
 		l.texts = sqlscan.NewCache(cachedTexts, cfg.VerifyFunctions...)
@@ -60,7 +57,7 @@ func (l *live) authenticator() Authenticator {
 	case l.Authenticator != nil:
 		return l.Authenticator
 	case l.Secrets != nil:
-		return &scramAuth{secrets: l.Secrets, seed: l.seed}
+		return &scramAuth{secrets: l.Secrets}
 	}
 	return AuthenticatorFunc(refuseAll)
 }
@@ -98,6 +95,7 @@ func (p *Proxy) Update(cfg Config) error {
 		return ErrProxyClosed
 	}
 	next.Budget, next.Peers = was.Budget, was.Peers
+	inheritFailures(next.auth, was.auth)
 	p.env.live.Store(next)
 	if was.up.logins != next.up.logins {
 		close(was.up.logins.moved)
@@ -116,7 +114,7 @@ func (p *Proxy) Update(cfg Config) error {
 // sameServers reports whether server connections under either configuration lead to the same servers in the same way, and are asked and
 // told the same there.
 func (l *live) sameServers(o *live) bool {
-	return l.InitQuery == o.InitQuery && (l.up.asksMax || !o.up.asksMax) && slices.Equal(l.Upstream.Hosts, o.Upstream.Hosts) && orDefault(l.Upstream.SSLMode, "prefer") == orDefault(o.Upstream.SSLMode, "prefer")
+	return l.InitQuery == o.InitQuery && (l.up.asksMax || !o.up.asksMax) && slices.Equal(l.Upstream.Hosts, o.Upstream.Hosts) && l.sslMode() == o.sslMode()
 }
 
 func (p *Proxy) isClosed() bool {

@@ -3,22 +3,19 @@ package pgmoor
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
-	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
-
-	"github.com/pgmoor/pgmoor/internal/wire"
+	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 // protocol30 is the version with which the proxy logs in to servers.
@@ -28,11 +25,13 @@ const protocol30 = 3 << 16
 // startup packet is ours, so that the client's parameters reach the server in the client's order.
 type upstream struct {
 	cfg     Upstream
+	sslMode string // for that of cfg
 	secrets SecretSource
 	base    *pgconn.Config // never modified: Copy
 	logins  *logins        // shared with the upstream of an Update that leaves Hosts as they are
 	initial initial        // of pooled connections
 	asksMax bool           // how many connections the server allows
+	proofs  *proofs        // shared with the upstreams of all Updates
 }
 
 func newUpstream(c *Config) (*upstream, error) {
@@ -41,8 +40,8 @@ func newUpstream(c *Config) (*upstream, error) {
 		return nil, fmt.Errorf("pgmoor: %w", err)
 	}
 	return &upstream{
-		cfg: c.Upstream, secrets: c.Secrets, base: base, logins: newLogins(len(c.Upstream.Hosts), c.maxOpening()),
-		initial: newInitial(c.InitQuery), asksMax: c.MaxConnectionsPercent > 0,
+		cfg: c.Upstream, sslMode: c.sslMode(), secrets: c.Secrets, base: base, logins: newLogins(len(c.Upstream.Hosts), c.maxOpening()),
+		initial: newInitial(c.InitQuery), asksMax: c.MaxConnectionsPercent > 0, proofs: new(proofs),
 	}, nil
 }
 
@@ -78,13 +77,15 @@ var baseConfig = sync.OnceValues(func() (*pgconn.Config, error) {
 // loggedIn is a server connection that has just logged in. Whoever gets it owns conn.
 type loggedIn struct {
 	conn             net.Conn
-	network, address string // where a cancel request goes
+	network, address string      // where a cancel request goes
+	encryption       *encryption // of that, as of conn; nil: neither is encrypted
 	pid              uint32
 	secret           []byte
 	statuses         []byte   // the ParameterStatus messages of the login, in the server's order
 	set              settings // by Config.InitQuery
 	initial          *initial // which that was; nil: none was run
 	available        int      // connections that the server has for ordinary users; 0: it was not asked
+	with             Secret   // what the server was given, if it asked
 }
 
 // open logs in to the first host that lets it, for something else than a pool.
@@ -97,46 +98,47 @@ func (u *upstream) open(ctx context.Context, key *poolKey) (*loggedIn, error) {
 	return u.openAt(ctx, t, key, nil)
 }
 
+// preparer uses a new connection before anybody gets it.
+type preparer = func(context.Context, newConn, *loggedIn) error
+
 // openAt logs in to the first host, from the ticket's on, that lets it. Before anybody gets the connection, prepare may use it.
-func (u *upstream) openAt(ctx context.Context, t *ticket, key *poolKey, prepare func(context.Context, newConn, *loggedIn) error) (*loggedIn, error) {
+func (u *upstream) openAt(ctx context.Context, t *ticket, key *poolKey, prepare preparer) (*loggedIn, error) {
 	ctx, cancel := context.WithTimeout(ctx, u.cfg.connectTimeout())
 	defer cancel()
-	secret, err := u.secret(ctx, key.user)
-	if err != nil {
-		return nil, &openError{cause: err}
-	}
-	li, err := u.logIn(ctx, t, key, secret, prepare)
+	var li *loggedIn
+	secret, err := u.withSecret(ctx, key.user, func(s Secret) (err error) {
+		li, err = u.logIn(ctx, t, key, s, prepare)
+		return err
+	})
 	if err != nil {
 		return nil, &openError{cause: err, hint: orDefault(initHint(err), passwordHint(err, secret))}
 	}
+	li.with = secret
 	return li, nil
 }
 
-// secret returns the zero Secret where none is known.
-func (u *upstream) secret(ctx context.Context, user string) (Secret, error) {
-	if u.secrets == nil {
-		return Secret{}, nil
-	}
-	return lookup(ctx, u.secrets, user)
-}
-
-func (u *upstream) logIn(ctx context.Context, t *ticket, key *poolKey, secret Secret, prepare func(context.Context, newConn, *loggedIn) error) (*loggedIn, error) {
+// connect logs in.
+func (u *upstream) connect(ctx context.Context, t *ticket, key *poolKey, secret Secret) (*pgconn.PgConn, *dialed, error) {
 	cfg, rec, err := u.config(t, key, secret)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	pc, err := pgconn.ConnectConfig(ctx, cfg)
+	cfg.Password = "" // a pgconn.ConnectError holds cfg
 	if !errors.Is(ctx.Err(), context.Canceled) {
 		t.verdict(err == nil || !isUnreachable(err))
 	}
+	return pc, rec, err
+}
+
+// logIn logs in and takes the connection over.
+func (u *upstream) logIn(ctx context.Context, t *ticket, key *poolKey, secret Secret, prepare preparer) (*loggedIn, error) {
+	pc, rec, err := u.connect(ctx, t, key, secret)
 	if err != nil {
 		return nil, err
 	}
 	li := new(loggedIn)
-	if l, ok := pc.Conn().(*loginConn); ok {
-		li.statuses = l.statuses()
-		l.heard, l.done = nil, true
-	}
+	li.statuses = rec.login.end()
 	if prepare != nil {
 		err = prepare(ctx, newConn{pc}, li)
 	}
@@ -152,15 +154,12 @@ func (u *upstream) logIn(ctx context.Context, t *ticket, key *poolKey, secret Se
 		_ = pc.Close(ctx)
 		return nil, err
 	}
-	conn := h.Conn
-	if l, ok := conn.(*loginConn); ok {
-		conn = l.Conn
-	}
-	if err := conn.SetDeadline(time.Time{}); err != nil {
-		_ = conn.Close()
+	if err := h.Conn.SetDeadline(time.Time{}); err != nil {
+		_ = h.Conn.Close()
 		return nil, err
 	}
-	li.conn, li.network, li.address, li.pid, li.secret = conn, rec.network, rec.address, h.PID, h.SecretKey
+	li.conn, li.network, li.address, li.encryption = h.Conn, rec.network, rec.address, rec.encryption
+	li.pid, li.secret = h.PID, h.SecretKey
 	return li, nil
 }
 
@@ -199,15 +198,34 @@ func (e *openError) Unwrap() error { return e.cause }
 func attemptText(err error) string {
 	var pg *pgconn.PgError
 	var op *net.OpError
+	var handshake *handshakeError
 	switch {
 	case errors.As(err, &pg):
 		return pg.Error()
+	case errors.As(err, &handshake):
+		return handshake.Error()
 	case errors.As(err, &op):
 		return op.Op + ": " + op.Err.Error()
 	case errors.Unwrap(err) != nil:
 		return errors.Unwrap(err).Error()
 	}
 	return err.Error()
+}
+
+// handshakeError is why TLS with a server did not come about.
+type handshakeError struct{ cause error }
+
+// Error returns the cause.
+func (e *handshakeError) Error() string { return "TLS handshake: " + e.cause.Error() }
+
+// Unwrap returns the cause.
+func (e *handshakeError) Unwrap() error { return e.cause }
+
+// isRefusedPassword reports whether a login failed because of the password.
+func isRefusedPassword(err error) bool {
+	var pg *pgconn.PgError
+	var init *initError
+	return errors.As(err, &pg) && pg.Code == codeBadPassword && !errors.As(err, &init)
 }
 
 // passwordHint says whose fault it is that a server refused the password that the proxy had for it, if it did.
@@ -219,7 +237,8 @@ func passwordHint(err error, secret Secret) string {
 	const who = "The server, not the proxy, refused: "
 	switch {
 	case secret.isVerifier():
-		return who + "it asks for a password, and of this user's the proxy knows the SCRAM verifier only. Give it the password in clear."
+		return who + "it asks for a password, and of this user's the proxy knows the SCRAM verifier only. Give it the password in clear, " +
+			"or have clients log in to the proxy by SCRAM, and the server know the very same verifier."
 	case secret.isMD5():
 		return who + "it asks for a password, and of this user's the proxy knows the MD5 hash only. Give it the password in clear."
 	case secret.IsZero():
@@ -228,49 +247,115 @@ func passwordHint(err error, secret Secret) string {
 	return who + "the password that the proxy knows of this user is not the server's."
 }
 
-// dialed remembers where the last successful dial went.
-type dialed struct{ network, address string }
+// proofFailed makes the server's refusal of what the exchange has come to: whoever waits for a login is told the same as where the
+// server says so.
+func proofFailed(err error) error {
+	return &pgconn.PgError{
+		Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: codeBadPassword,
+		Message: "password authentication failed: " + strings.TrimPrefix(err.Error(), "scram: "),
+	}
+}
+
+// dialed remembers where the last successful dial went, and what pgconn logs in on there.
+type dialed struct {
+	network, address string
+	encryption       *encryption // nil: it is not encrypted
+	login            *loginConn
+}
+
+// attempt is one call of pgconn's, which tries one host after the other. Its methods are what pgconn calls.
+type attempt struct {
+	dialed
+	u      *upstream
+	t      *ticket
+	key    *poolKey
+	secret Secret
+	hosts  map[string]target // by address
+
+	at   string         // where the last dial went, as pgconn has it
+	conn net.Conn       // of that
+	cfg  *pgconn.Config // for that
+}
+
+// target is one of Upstream.Hosts.
+type target struct {
+	index int         // the first one with that address
+	tls   *tls.Config // nil: connections to it are never encrypted
+}
 
 func (u *upstream) config(t *ticket, key *poolKey, secret Secret) (*pgconn.Config, *dialed, error) {
 	cfg := u.base.Copy()
 	cfg.User, cfg.Database = key.user, key.database
 	cfg.Password, _ = secret.password()
-	rec := new(dialed)
-	hosts := make(map[string]int) // by address
-	cfg.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
-		if err := t.move(ctx, hosts[address]); err != nil {
-			return nil, err
-		}
-		c, err := u.cfg.dialer().DialContext(ctx, network, address)
-		if err == nil {
-			*rec = dialed{network, u.cancelAddress(c, address)}
-		}
-		return c, err
-	}
+	cfg.SSLNegotiation = orDefault(u.cfg.SSLNegotiation, "postgres")
+	a := &attempt{u: u, t: t, key: key, secret: secret, hosts: make(map[string]target)}
+	cfg.DialFunc, cfg.AfterNetConnect, cfg.BuildFrontend = a.dial, a.connected, a.frontend
 	cfg.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil } // the Dialer's business
-	cfg.AfterNetConnect = func(_ context.Context, _ *pgconn.Config, c net.Conn) (net.Conn, error) {
-		return &loginConn{Conn: c, startup: key.startup()}, nil
+	all, err := a.targets()
+	if err != nil {
+		return nil, nil, err
 	}
-	cfg.Fallbacks = nil
-	for i, h := range u.cfg.Hosts {
-		if i < t.host { // it is down
+	first := all[0]
+	cfg.Host, cfg.Port, cfg.TLSConfig, cfg.Fallbacks = first.Host, first.Port, first.TLSConfig, all[1:]
+	return cfg, &a.dialed, nil
+}
+
+// targets returns what to try, in order.
+func (a *attempt) targets() (all []*pgconn.FallbackConfig, err error) {
+	for i, h := range a.u.cfg.Hosts {
+		if i < a.t.host { // it is down
 			continue
 		}
 		host, port, err := splitHost(h)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
+		}
+		to := target{index: i}
+		for _, t := range a.u.tlsConfigs(host) {
+			all = append(all, &pgconn.FallbackConfig{Host: host, Port: port, TLSConfig: t})
+			if t != nil {
+				to.tls = t
+			}
 		}
 		_, address := pgconn.NetworkAddress(host, port)
-		if _, again := hosts[address]; !again {
-			hosts[address] = i
-		}
-		for _, t := range u.tlsConfigs(host) {
-			cfg.Fallbacks = append(cfg.Fallbacks, &pgconn.FallbackConfig{Host: host, Port: port, TLSConfig: t})
+		if _, again := a.hosts[address]; !again {
+			a.hosts[address] = to
 		}
 	}
-	first := cfg.Fallbacks[0]
-	cfg.Host, cfg.Port, cfg.TLSConfig, cfg.Fallbacks = first.Host, first.Port, first.TLSConfig, cfg.Fallbacks[1:]
-	return cfg, rec, nil
+	return all, nil
+}
+
+func (a *attempt) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if err := a.t.move(ctx, a.hosts[address].index); err != nil {
+		return nil, err
+	}
+	c, err := a.u.cfg.dialer().DialContext(ctx, network, address)
+	if err == nil {
+		a.at, a.dialed = address, dialed{network: network, address: a.u.cancelAddress(c, address)}
+	}
+	return c, err
+}
+
+// connected is called when the connection is encrypted, if it is to be. With direct negotiation the handshake is not made before the first
+// byte, so it is made here: what binding looks at is there afterwards.
+func (a *attempt) connected(ctx context.Context, cfg *pgconn.Config, c net.Conn) (net.Conn, error) {
+	if t, ok := c.(*tls.Conn); ok {
+		if err := t.HandshakeContext(ctx); err != nil {
+			return c, &handshakeError{err}
+		}
+		a.encryption = &encryption{a.hosts[a.at].tls, a.u.cfg.direct()}
+	}
+	cfg.ChannelBinding = a.u.binding(c)
+	a.cfg, a.conn = cfg, c
+	return c, nil
+}
+
+func (a *attempt) frontend(r io.Reader, w io.Writer) *pgproto3.Frontend {
+	a.login = newLoginConn(r, w, a.key.startup())
+	if keys, ok := a.u.proofs.of(a.key.user, a.secret); ok {
+		a.login.prover = newProver(a.conn, r, &a.cfg.ChannelBinding, keys)
+	}
+	return a.login.frontend
 }
 
 // cancelAddress is where a cancel request for conn goes: the very address that a net.Dialer reached, since a name may
@@ -282,134 +367,6 @@ func (u *upstream) cancelAddress(conn net.Conn, address string) string {
 		}
 	}
 	return address
-}
-
-// tlsConfigs returns what to try in turn on host, nil standing for no encryption, as libpq's documentation of sslmode has it.
-func (u *upstream) tlsConfigs(host string) []*tls.Config {
-	if strings.HasPrefix(host, "/") {
-		return []*tls.Config{nil}
-	}
-	c := new(tls.Config)
-	if u.cfg.TLSConfig != nil {
-		c = u.cfg.TLSConfig.Clone()
-	}
-	if c.ServerName == "" {
-		c.ServerName = host
-	}
-	mode := orDefault(u.cfg.SSLMode, "prefer")
-	if mode == "require" && c.RootCAs != nil { // as libpq does where a root certificate file exists
-		mode = "verify-ca"
-	}
-	switch mode {
-	case "disable":
-		return []*tls.Config{nil}
-	case "verify-full":
-		return []*tls.Config{c}
-	}
-	c.InsecureSkipVerify = true
-	switch mode {
-	case "allow":
-		return []*tls.Config{nil, c}
-	case "prefer":
-		return []*tls.Config{c, nil}
-	case "verify-ca":
-		roots := c.RootCAs
-		c.VerifyConnection = func(s tls.ConnectionState) error { return verifyChain(s, roots) }
-	}
-	return []*tls.Config{c}
-}
-
-// verifyChain checks that the server's certificate was issued by one of roots, and not the name in it.
-func verifyChain(s tls.ConnectionState, roots *x509.CertPool) error {
-	if len(s.PeerCertificates) == 0 {
-		return errors.New("pgmoor: the server sent no certificate")
-	}
-	opts := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
-	for _, c := range s.PeerCertificates[1:] {
-		opts.Intermediates.AddCert(c)
-	}
-	_, err := s.PeerCertificates[0].Verify(opts)
-	return err
-}
-
-// errNotHost says what Upstream.Hosts takes. It shows nothing of what was there, which may hold a password.
-var errNotHost = errors.New(`not a server: Hosts takes host:port, not a DSN: write "db1:5432", "[::1]:5432", "db1" or "/var/run/postgresql", ` +
-	"one element for each server, and put passwords into Config.Secrets")
-
-// splitHost takes an entry of Upstream.Hosts apart. Its errors show nothing of it but a port.
-func splitHost(h string) (host string, port uint16, err error) {
-	host, service := h, "5432"
-	socket := strings.HasPrefix(h, "/")
-	i := strings.LastIndexByte(h, ':')
-	switch {
-	case strings.Contains(h, "://") || strings.ContainsAny(h, "@,") || !socket && strings.ContainsAny(h, "/?= \t\n"):
-		return "", 0, errNotHost
-	case socket && i > 0, !socket && strings.Count(h, ":") == 1, strings.HasPrefix(h, "[") && strings.Contains(h, "]:"):
-		host, service = h[:i], h[i+1:]
-	}
-	if !socket && strings.ContainsAny(host, ":[]") {
-		if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") {
-			host = host[1 : len(host)-1]
-		}
-		if _, err := netip.ParseAddr(host); err != nil {
-			return "", 0, errNotHost
-		}
-	}
-	p, err := strconv.ParseUint(service, 10, 16)
-	switch {
-	case host == "":
-		return "", 0, errNotHost
-	case err != nil && strings.Trim(service, "0123456789") != "":
-		return "", 0, fmt.Errorf("a port is not a number: %w", errNotHost)
-	case err != nil || p == 0:
-		return "", 0, fmt.Errorf("port %s is not between 1 and 65535", service)
-	}
-	return host, uint16(p), nil
-}
-
-// loginConn is a server connection while pgconn logs in on it. It puts our startup packet in the place of pgconn's first
-// write, and keeps a copy of what the server says. Only pgconn's goroutine uses it.
-type loginConn struct {
-	net.Conn
-	startup []byte // nil once sent
-	heard   []byte
-	done    bool // nothing more is kept
-}
-
-// maxLoginBytes bounds the copy of what a server says during a login.
-const maxLoginBytes = 256 << 10
-
-func (l *loginConn) Write(p []byte) (int, error) {
-	if l.startup == nil {
-		return l.Conn.Write(p)
-	}
-	_, err := l.Conn.Write(l.startup)
-	l.startup = nil
-	return len(p), err
-}
-
-func (l *loginConn) Read(p []byte) (int, error) {
-	n, err := l.Conn.Read(p)
-	if !l.done && len(l.heard)+n <= maxLoginBytes {
-		l.heard = append(l.heard, p[:n]...)
-	}
-	return n, err
-}
-
-// statuses returns the ParameterStatus messages among what was heard.
-func (l *loginConn) statuses() []byte {
-	var out []byte
-	for b := l.heard; len(b) >= wire.HeaderLen; {
-		n := int(wire.Length(b)) + 1
-		if n < wire.HeaderLen || n > len(b) {
-			break
-		}
-		if b[0] == wire.ParameterStatus {
-			out = append(out, b[:n]...)
-		}
-		b = b[n:]
-	}
-	return out
 }
 
 // startup returns the startup packet for the key.
@@ -452,8 +409,54 @@ func isUnreachable(err error) bool {
 	return true
 }
 
-// newConn is a connection that has just logged in and that nobody has got yet.
+// openOwn logs in for queries of the proxy's own.
+func (u *upstream) openOwn(ctx context.Context, key *poolKey) (newConn, error) {
+	t, err := u.logins.enter(ctx)
+	if err != nil {
+		return newConn{}, err
+	}
+	defer t.leave()
+	ctx, cancel := context.WithTimeout(ctx, u.cfg.connectTimeout())
+	defer cancel()
+	var pc *pgconn.PgConn
+	var rec *dialed
+	_, err = u.withSecret(ctx, key.user, func(s Secret) error {
+		pc, rec, err = u.connect(ctx, t, key, s)
+		return err
+	})
+	if err != nil {
+		return newConn{}, &openError{cause: err}
+	}
+	rec.login.end()
+	return newConn{pc}, nil
+}
+
+// newConn is a connection that has just logged in and that nobody has got yet, or one of the proxy's own; or none.
 type newConn struct{ pc *pgconn.PgConn }
+
+func (c newConn) usable() bool { return c.pc != nil && !c.pc.IsClosed() }
+
+// ask runs one query with a text as its parameter, and returns all its rows.
+func (c newConn) ask(ctx context.Context, query, param string) (rows [][][]byte, err error) {
+	res := c.pc.ExecParams(ctx, query, [][]byte{[]byte(param)}, nil, nil, nil).Read()
+	return res.Rows, res.Err
+}
+
+// close says goodbye, for a second at most.
+func (c newConn) close() {
+	if !c.usable() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = c.pc.Close(ctx)
+}
+
+// isNoText reports whether a server found that a parameter is not in its encoding.
+func isNoText(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == codeBadText
+}
 
 // run runs statements and returns all their rows. An error of the server's does not point into their text, which no client knows.
 func (c newConn) run(ctx context.Context, statements string) (rows [][][]byte, err error) {

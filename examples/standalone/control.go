@@ -87,6 +87,9 @@ func (c *control) join() {
 func (c *control) reload() {
 	next, err := parseOptions(c.o.args, io.Discard)
 	if err == nil {
+		err = next.keepSources(c.o)
+	}
+	if err == nil {
 		next.config.Logger = c.log
 		err = c.p.Update(next.config)
 	}
@@ -94,5 +97,5 @@ func (c *control) reload() {
 		c.log.Error("pgmoor: nothing is changed by SIGHUP: " + plain(err))
 		return
 	}
-	c.log.Info("pgmoor: files were read again", slog.Int("users", len(next.secrets)))
+	c.log.Info("pgmoor: files were read again", slog.Int("users", c.o.secrets.fileUsers()))
 }

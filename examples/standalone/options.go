@@ -26,7 +26,10 @@ type options struct {
 	version      bool
 	listen       addresses
 	upstream     string
-	users        string
+	hba, ident   string
+	clientCA     string
+	failures     int
+	tokens       tokens
 	auth         string
 	tlsCert      string
 	tlsKey       string
@@ -43,7 +46,7 @@ type options struct {
 	inherited    []string // names of the sockets that were passed to the process
 
 	servers *dsn.DSN // upstream, taken apart
-	secrets pgmoor.StaticSecrets
+	secrets secrets
 	config  pgmoor.Config
 }
 
@@ -199,19 +202,19 @@ func (o *options) flags() *flag.FlagSet {
 	f.Var(&o.balancers, "proxy-protocol", "take the client's address from the header of the PROXY protocol that connections from `NETWORKS` begin with: those\n"+
 		"of load balancers, with commas between them. They must send one, and nobody else may")
 	f.StringVar(&o.upstream, "upstream", "", "the servers: a `DSN` as URL or keywords; several hosts are tried in order. Its sslmode,\n"+
-		"sslrootcert and connect_timeout count; a database in it does not matter. A user and password in it\n"+
+		"sslnegotiation, sslrootcert, channel_binding and connect_timeout count; a database in it does not matter. A user and password in it\n"+
 		"are as good as a line of the users file, whose own line for that user wins. Other users of this\n"+
 		"machine see flags in ps: with a password, rather put the DSN into PGMOOR_UPSTREAM, which counts\nwhere the flag is missing. Required")
-	f.StringVar(&o.users, "users", "", "`FILE` with passwords in the format of PgBouncer's userlist.txt, read again at SIGHUP. A SCRAM verifier\n"+
-		"or an MD5 hash in it lets the client in; where the server asks for a password too, it has to be there in clear")
+	o.secretFlags(f)
 	f.StringVar(&o.auth, "auth", "scram-sha-256", "how clients log in: `METHOD` scram-sha-256, md5, or trust. trust takes any user at his word, on\n"+
 		"loopback addresses and Unix sockets only; on the servers he needs a password of the users file, or none")
+	o.authFlags(f)
 	o.limitFlags(f)
 	f.BoolVar(&c.RoundRobin, "round-robin", false, "lend server connections in turn, the one that has been idle longest first, as PgBouncer's server_round_robin;\n"+
 		"without it, the one that was used last")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "`FILE` with the certificate for clients that ask for encryption, in PEM form, with -tls-key; read again\nat SIGHUP")
 	f.StringVar(&o.tlsKey, "tls-key", "", "`FILE` with the key of -tls-cert")
-	f.BoolVar(&c.RequireTLS, "require-tls", false, "refuse clients that do not ask for encryption, except on Unix sockets")
+	f.BoolVar(&c.RequireTLS, "require-tls", false, "refuse clients that do not ask for encryption, except on Unix sockets, and servers that have none: the sslmode of\n-upstream is require then, and must not be less")
 	f.StringVar(&o.pinning, "pinning", "default", "which session state is carried and which makes a client keep its server connection: `POLICY`\n"+
 		"default (settings are carried, pins end), or strict (as RDS Proxy: a client is pinned for anything,\nuntil it disconnects)")
 	f.Var((*verifyMode)(&c.Verify), "verify", "when a server is asked what a client has left behind: `MODE` pinned (when a pin may have ended), never,\n"+
@@ -228,6 +231,19 @@ func (o *options) flags() *flag.FlagSet {
 		"debug (also clients that hang up)")
 	f.BoolVar(&o.version, "version", false, "print the version and exit")
 	return f
+}
+
+func (o *options) secretFlags(f *flag.FlagSet) {
+	s := &o.secrets
+	s.grace = pgmoor.DefaultSecretGrace
+	f.StringVar(&s.users, "users", "", "`PATH` of passwords, read again when they change: a file in the format of PgBouncer's userlist.txt; a file of\n"+
+		"{\"username\", \"password\"} or a list of such, whose name ends in .json; or a directory with a file for each user, as\n"+
+		"Kubernetes mounts it. A SCRAM verifier or an MD5 hash lets the client in; where the server asks for a password too,\n"+
+		"it has to be there in clear")
+	f.StringVar(&s.authQuery, "auth-query", "", "ask a database for the passwords of other users, as the user of a `DSN`, who has to be a superuser without\n"+
+		"-auth-query-sql. With a password, rather put the DSN into PGMOOR_AUTH_QUERY, which counts where the flag is missing")
+	f.StringVar(&s.authSQL, "auth-query-sql", "", "ask by `QUERY`, which has the user as $1 and returns the name and the secret, with all names qualified")
+	f.Var((*duration)(&s.grace), "password-grace", "when a password changes, let clients in with the one from before for `DURATION`; 0: not at all")
 }
 
 // resolve checks the flags against each other and makes the Config. given are the flags that were.
@@ -247,7 +263,7 @@ func (o *options) resolve(given map[string]bool) error {
 	if o.metrics != "" && !isHostPort(o.metrics) {
 		return fmt.Errorf("-metrics %s is not HOST:PORT", o.metrics)
 	}
-	for _, step := range []func() error{o.resolveUpstream, o.resolveSecrets, o.resolveAuth, o.resolveTLS} {
+	for _, step := range []func() error{o.resolveUpstream, o.resolveSecrets, o.resolveTokens, o.resolveAuth, o.resolveTLS, o.resolveRules} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -316,31 +332,29 @@ func (o *options) resolveUpstream() error {
 }
 
 func (o *options) resolveSecrets() error {
-	o.secrets = pgmoor.StaticSecrets{}
-	if o.users != "" {
-		var err error
-		if o.secrets, err = pgmoor.ReadUserList(o.users); err != nil {
-			return fmt.Errorf("-users: %s", plain(err))
-		}
-		if len(o.secrets) == 0 {
-			return fmt.Errorf(`-users: %s holds no users: write a line "user" "password" for each`, o.users)
-		}
+	if err := o.secrets.resolve(o.servers, o.config.RequireTLS); err != nil {
+		return err
 	}
-	if _, known := o.secrets[o.servers.User]; !known && o.servers.Password != "" {
-		o.secrets[o.servers.User] = pgmoor.NewSecret(o.servers.Password)
-	}
-	o.config.Secrets = o.secrets
+	o.config.Secrets = o.secrets.sources
 	return nil
 }
+
+func (o *options) resolveTokens() error { return o.tokens.resolve(o.hba != "") }
 
 func (o *options) resolveAuth() error {
 	switch o.auth {
 	case "scram-sha-256":
 		// a Proxy asks for it that has secrets, and goes on in the same way when it gets others
 	case "md5":
-		o.config.Authenticator = pgmoor.MD5(o.secrets)
+		o.config.Authenticator = pgmoor.MD5(o.secrets.sources)
 	case "trust":
 		o.config.Authenticator = pgmoor.Trust()
+		switch {
+		case o.hba != "":
+			return errors.New("-auth trust and -hba exclude each other: trust those whom a line of the file names")
+		case o.tokens.verifier != nil:
+			return errors.New("-auth trust and -token-auth exclude each other: who is trusted needs no token")
+		}
 		if i := slices.IndexFunc(o.listen, isPublic); i >= 0 {
 			return fmt.Errorf("-auth trust is for loopback addresses and Unix sockets, and -listen %s is neither: "+
 				"listen on 127.0.0.1 or a Unix socket, or let clients log in with passwords (-auth scram-sha-256, -users)", o.listen[i])
@@ -349,8 +363,8 @@ func (o *options) resolveAuth() error {
 	default:
 		return fmt.Errorf("-auth %q is not one of scram-sha-256, md5, trust", o.auth)
 	}
-	if len(o.secrets) == 0 {
-		return fmt.Errorf("-auth %s needs passwords: name a file with -users", o.auth)
+	if len(o.secrets.sources) == 0 && !o.tokens.only() {
+		return fmt.Errorf("-auth %s needs passwords: name a file with -users, or a database with -auth-query", o.auth)
 	}
 	return nil
 }
@@ -369,6 +383,8 @@ func (o *options) resolveTLS() error {
 	switch {
 	case (o.tlsCert == "") != (o.tlsKey == ""):
 		return errors.New("-tls-cert and -tls-key go together")
+	case o.tlsCert == "" && o.clientCA != "":
+		return errors.New("-tls-client-ca needs -tls-cert and -tls-key")
 	case o.tlsCert == "" && o.config.RequireTLS:
 		return errors.New("-require-tls needs -tls-cert and -tls-key")
 	case o.tlsCert == "":
@@ -379,5 +395,5 @@ func (o *options) resolveTLS() error {
 		return fmt.Errorf("-tls-cert: %w", err)
 	}
 	o.config.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
-	return nil
+	return o.resolveClientCA()
 }

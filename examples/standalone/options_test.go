@@ -44,8 +44,12 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 	require.Nil(t, c.Budget)
 	require.EqualValues(t, 0o770, o.socketMode)
 	require.Equal(t, 5*time.Second, c.HandshakeTimeout)
-	require.Contains(t, o.secrets, "app")
-	require.Contains(t, o.secrets, "u")
+	for _, user := range []string{"app", "u"} {
+		_, err = o.config.Secrets.Secret(t.Context(), user)
+		require.NoError(t, err)
+	}
+	_, err = o.config.Secrets.Secret(t.Context(), "nobody")
+	require.ErrorIs(t, err, pgmoor.ErrNoSecret)
 }
 
 func TestFlagsDefaultToTheDefaultsOfThePackage(t *testing.T) {
@@ -98,6 +102,28 @@ func writeFile(t *testing.T, text string) string {
 	return path
 }
 
+func writeJSON(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "users.json")
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	return path
+}
+
+func TestPasswordsMayBeInADatabase(t *testing.T) {
+	t.Setenv("PGMOOR_AUTH_QUERY", "postgres://asks:sesame@db1/users")
+	o, err := parseOptions([]string{"-upstream", "postgres://db", "-auth-query-sql", "SELECT a.b($1)", "-password-grace", "0"}, io.Discard)
+	require.NoError(t, err)
+	require.Equal(t, "asks", o.secrets.query.User)
+	require.Equal(t, "users", o.secrets.query.Database)
+	require.Equal(t, "SELECT a.b($1)", o.secrets.query.Query)
+	require.Negative(t, o.secrets.caches[0].Grace)
+	o, err = parseOptions([]string{"-upstream", "postgres://db", "-auth-query", "postgres://other@db2"}, io.Discard)
+	require.NoError(t, err)
+	require.Equal(t, "other", o.secrets.query.User)
+	require.Equal(t, []string{"db2:5432"}, o.secrets.query.Upstream.Hosts)
+	o.secrets.close()
+}
+
 func TestMistakesInFlagsAreNamed(t *testing.T) {
 	t.Setenv("PGMOOR_UPSTREAM", "")
 	const up = "-upstream=postgres://u:sesame@db"
@@ -124,6 +150,11 @@ func TestMistakesInFlagsAreNamed(t *testing.T) {
 		"long wait":            {[]string{up, "-borrow-timeout", "1h"}, "5m0s"},
 		"negative drain":       {[]string{up, "-drain-timeout", "-1s"}, "-drain-timeout"},
 		"empty users file":     {[]string{up, "-users", writeFile(t, "; nobody\n")}, "holds no users"},
+		"half a JSON file":     {[]string{up, "-users", writeJSON(t, `{"username": "a", "password": "sesame`)}, "-users: FileSecrets"},
+		"negative password":    {[]string{up, "-password-grace", "-1s"}, "-password-grace must not be negative"},
+		"a query of nobody":    {[]string{up, "-auth-query", "postgres://:sesame@db"}, "-auth-query: it names no user"},
+		"a query of nothing":   {[]string{up, "-auth-query", "sesame"}, "-auth-query: "},
+		"SQL alone":            {[]string{up, "-auth-query-sql", "SELECT $1"}, "-auth-query-sql needs"},
 		"a user twice":         {[]string{up, "-users", writeFile(t, "\"a\" \"sesame\"\n\n\"a\" \"b\"")}, "line 3: the user of line 1 again"},
 		"no unit":              {[]string{up, "-borrow-timeout", "5"}, "a duration needs a unit, as in 5s"},
 		"no duration":          {[]string{up, "-idle-timeout", "soon"}, "not a duration"},
@@ -180,4 +211,28 @@ func TestVersionIsPrinted(t *testing.T) {
 	var stdout bytes.Buffer
 	require.Zero(t, run([]string{"-version"}, &stdout, io.Discard))
 	require.Regexp(t, `^pgmoor \S+ go1\.`, stdout.String())
+}
+
+func TestRulesAreReadFromFiles(t *testing.T) {
+	up := []string{"-upstream", "postgres://u:sesame@db"}
+	rules := writeFile(t, "local all all scram-sha-256\nhost all all 10.0.0.0/8 md5\n")
+	o, err := parseOptions(append(up, "-hba", rules), io.Discard)
+	require.NoError(t, err)
+	require.NotNil(t, o.config.Authenticator)
+	certs := writeFile(t, "hostssl all all all cert map=m\n")
+	maps := writeFile(t, "m x y\n")
+	for says, args := range map[string][]string{
+		"-ident needs -hba":               {"-ident", maps},
+		"line 1: the proxy does not know": {"-hba", writeFile(t, "host all all all ldap\n")},
+		"it has no rules":                 {"-hba", writeFile(t, "# none\n")},
+		"there is no map":                 {"-hba", certs},
+		"does not have them verified":     {"-hba", certs, "-ident", maps},
+		"-tls-client-ca needs -tls-cert":  {"-tls-client-ca", maps},
+		"-hba: open":                      {"-hba", "/nonexistent"},
+		"exclude each other":              {"-hba", rules, "-auth", "trust"},
+		"-max-login-failures must not":    {"-max-login-failures", "-1"},
+	} {
+		_, err := parseOptions(append(up, args...), io.Discard)
+		require.ErrorContains(t, err, says)
+	}
 }

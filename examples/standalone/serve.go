@@ -23,6 +23,8 @@ func serve(ctx context.Context, o *options, stderr io.Writer) error {
 	if b, ok := o.config.Budget.(*pgmoor.StaticShare); ok {
 		b.Logger = o.config.Logger
 	}
+	o.secrets.logTo(o.config.Logger)
+	defer o.secrets.close()
 	p, err := pgmoor.New(nil, o.config)
 	if err != nil {
 		return err

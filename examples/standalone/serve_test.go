@@ -410,3 +410,24 @@ func certificate(t *testing.T) (certFile, keyFile string) {
 	require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
 	return certFile, keyFile
 }
+
+func TestSIGHUPKeepsFailuresAndReadsRulesAgain(t *testing.T) {
+	rules := writeFile(t, "host all all all scram-sha-256\n")
+	d := startDaemon(t, "-users", userList(t), "-hba", rules, "-max-login-failures", "2")
+	refused := func(password string) string {
+		_, err := pgx.Connect(t.Context(), host(d.addr)+" sslmode=disable user="+database.User+" dbname="+database.Database+" password="+password)
+		var e *pgconn.PgError
+		require.ErrorAs(t, err, &e)
+		return e.Code
+	}
+	for range 2 {
+		require.Equal(t, "28P01", refused("wrong"))
+	}
+	require.NoError(t, os.WriteFile(rules, []byte("host all all all password\n"), 0o600))
+	d.tell(t, syscall.SIGHUP, "files were read again")
+	require.Equal(t, "53300", refused("wrong"))
+	require.NoError(t, os.WriteFile(rules, []byte("host all all all nonsense\n"), 0o600))
+	d.tell(t, syscall.SIGHUP, "nothing is changed by SIGHUP: -hba")
+	d.signal(t)
+	require.Zero(t, d.exit(t))
+}

@@ -39,14 +39,17 @@ func (e *ProtocolError) Error() string {
 // Server is one exchange with one client: First, then Final, once each. It is not for concurrent use.
 type Server struct {
 	verifier Verifier
+	old      *Verifier // nil: there is none besides
 	doomed   bool
 
 	state       state
-	binding     string // what the client must repeat in its final message
+	channel     channel
+	header      string // the GS2 header, which the client must repeat in its final message
 	clientFirst string // without the GS2 header
 	serverFirst string
 	serverNonce string
 	nonce       string // the client's, then the server's
+	keys        Keys   // that the client has proved to know
 }
 
 type state uint8
@@ -75,10 +78,10 @@ func (s *Server) First(clientFirst []byte) (serverFirst []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := m.gs2Header(); err != nil {
+	if err := m.gs2Header(s.channel); err != nil {
 		return nil, err
 	}
-	s.binding = encode(clientFirst[:len(clientFirst)-len(m)])
+	s.header = string(clientFirst[:len(clientFirst)-len(m)])
 	s.clientFirst = string(m)
 	clientNonce, err := m.clientFirst()
 	if err != nil {
@@ -105,8 +108,8 @@ func (s *Server) Final(clientFinal []byte) (serverFinal []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if binding != s.binding {
-		return nil, violation("unexpected SCRAM channel-binding attribute in client-final-message", "")
+	if err := s.checkBinding(binding); err != nil {
+		return nil, err
 	}
 	nonce, err := m.expect('r')
 	if err != nil {
@@ -119,10 +122,12 @@ func (s *Server) Final(clientFinal []byte) (serverFinal []byte, err error) {
 	if subtle.ConstantTimeCompare([]byte(nonce), []byte(s.nonce)) != 1 {
 		return nil, violation("invalid SCRAM response", "Nonce does not match.")
 	}
-	if !s.proves(proof, unproved) || s.doomed {
+	v, ok := s.proven(proof, unproved)
+	if !ok || s.doomed {
 		return nil, ErrAuthFailed
 	}
-	return []byte("v=" + encode(mac(s.verifier.ServerKey, s.clientFirst, s.serverFirst, unproved))), nil
+	s.keys = Keys{*v, s.clientKey(v, proof, unproved)}
+	return []byte("v=" + encode(mac(v.ServerKey, s.clientFirst, s.serverFirst, unproved))), nil
 }
 
 // step panics unless want is the state, and leaves done behind, from which only success leads on.
@@ -133,12 +138,17 @@ func (s *Server) step(want state) {
 	s.state = done
 }
 
-// proves reports whether proof is that of a client which knows the key that the stored one is the hash of.
-func (s *Server) proves(proof []byte, unproved string) bool {
-	clientKey := mac(s.verifier.StoredKey, s.clientFirst, s.serverFirst, unproved)
-	subtle.XORBytes(clientKey, clientKey, proof)
-	storedKey := sha256.Sum256(clientKey)
-	return hmac.Equal(storedKey[:], s.verifier.StoredKey)
+// proves reports whether proof is that of a client which knows the key that v's stored one is the hash of.
+func (s *Server) proves(v *Verifier, proof []byte, unproved string) bool {
+	storedKey := sha256.Sum256(s.clientKey(v, proof, unproved))
+	return hmac.Equal(storedKey[:], v.StoredKey)
+}
+
+// clientKey returns the key that proof is made with, if it is a proof for v.
+func (s *Server) clientKey(v *Verifier, proof []byte, unproved string) []byte {
+	key := mac(v.StoredKey, s.clientFirst, s.serverFirst, unproved)
+	subtle.XORBytes(key, key, proof)
+	return key
 }
 
 func newNonce() string {
@@ -169,31 +179,6 @@ func (m *message) peek() byte {
 		return 0
 	}
 	return (*m)[0]
-}
-
-// gs2Header takes "n,," or "y,,".
-func (m *message) gs2Header() error {
-	switch c := m.peek(); c {
-	case 'n', 'y':
-		*m = (*m)[1:]
-	case 'p':
-		return malformed("The client selected SCRAM-SHA-256 without channel binding, but the SCRAM message includes channel binding data.")
-	default:
-		return malformed(`Unexpected channel-binding flag "%s".`, printable(c))
-	}
-	if c := m.peek(); c != ',' {
-		return malformed(`Comma expected, but found character "%s".`, printable(c))
-	}
-	*m = (*m)[1:]
-	switch c := m.peek(); c {
-	case ',':
-		*m = (*m)[1:]
-		return nil
-	case 'a':
-		return unsupported("client uses authorization identity, but it is not supported")
-	default:
-		return malformed(`Unexpected attribute "%s" in client-first-message.`, printable(c))
-	}
 }
 
 // clientFirst takes all that follows the GS2 header and returns the nonce.
@@ -276,6 +261,9 @@ func printable(c byte) string {
 	}
 	return fmt.Sprintf("0x%02x", c)
 }
+
+// codeBadAuthorization is the SQLSTATE of a channel that is not the client's.
+const codeBadAuthorization = "28000"
 
 func violation(msg, detail string) error {
 	return &ProtocolError{Code: "08P01", Msg: msg, Detail: detail}

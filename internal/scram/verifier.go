@@ -1,5 +1,5 @@
-// Package scram is the server's side of SCRAM-SHA-256 (RFC 5802, RFC 7677) with the peculiarities of PostgreSQL, and the
-// two hashes of PostgreSQL's md5 authentication.
+// Package scram is the server's side of SCRAM-SHA-256 and SCRAM-SHA-256-PLUS (RFC 5802, RFC 7677, RFC 5929) with the
+// peculiarities of PostgreSQL, and the two hashes of PostgreSQL's md5 authentication.
 package scram
 
 import (

@@ -23,7 +23,9 @@ type DSN struct {
 	Password       string
 	Database       string
 	SSLMode        string
+	SSLNegotiation string
 	SSLRootCert    string
+	ChannelBinding string
 	ConnectTimeout time.Duration
 }
 
@@ -43,7 +45,9 @@ func Parse(s string) (*DSN, error) {
 
 // Upstream returns what a Proxy has to know of the servers.
 func (d *DSN) Upstream() (pgmoor.Upstream, error) {
-	up := pgmoor.Upstream{Hosts: d.Hosts, SSLMode: d.SSLMode, ConnectTimeout: d.ConnectTimeout}
+	up := pgmoor.Upstream{
+		Hosts: d.Hosts, SSLMode: d.SSLMode, SSLNegotiation: d.SSLNegotiation, ChannelBinding: d.ChannelBinding, ConnectTimeout: d.ConnectTimeout,
+	}
 	if d.SSLRootCert == "" || d.SSLRootCert == "system" {
 		return up, nil
 	}
@@ -78,8 +82,18 @@ func build(values map[string]string) (*DSN, error) {
 				return nil, fmt.Errorf("sslmode is none of %s", strings.Join(sslModes, ", "))
 			}
 			d.SSLMode = v
+		case "sslnegotiation":
+			if v != "postgres" && v != "direct" {
+				return nil, errors.New("sslnegotiation is none of postgres, direct")
+			}
+			d.SSLNegotiation = v
 		case "sslrootcert":
 			d.SSLRootCert = v
+		case "channel_binding":
+			if v != "disable" && v != "prefer" && v != "require" {
+				return nil, errors.New("channel_binding is none of disable, prefer, require")
+			}
+			d.ChannelBinding = v
 		case "connect_timeout":
 			n, err := strconv.ParseUint(v, 10, 31)
 			if err != nil {
@@ -87,12 +101,29 @@ func build(values map[string]string) (*DSN, error) {
 			}
 			d.ConnectTimeout = time.Duration(n) * time.Second
 		default:
-			return nil, fmt.Errorf("parameter %q is not understood: leave it out; known are host, port, user, password, dbname, sslmode, sslrootcert, connect_timeout", k)
+			return nil, fmt.Errorf("parameter %q is not understood: leave it out; known are host, port, user, password, dbname, sslmode, sslnegotiation, sslrootcert, channel_binding, connect_timeout", k)
 		}
+	}
+	if err := d.checkTLS(); err != nil {
+		return nil, err
 	}
 	var err error
 	d.Hosts, err = hosts(values["host"], values["port"])
 	return d, err
+}
+
+// checkTLS wants of sslmode what libpq does besides other parameters: with the system's certificates anybody could have one, unless
+// the name is verified.
+func (d *DSN) checkTLS() error {
+	switch {
+	case d.SSLRootCert == "system" && d.SSLMode == "":
+		d.SSLMode = "verify-full"
+	case d.SSLRootCert == "system" && d.SSLMode != "verify-full":
+		return errors.New("sslrootcert=system needs sslmode=verify-full")
+	case d.SSLNegotiation == "direct" && slices.Contains([]string{"disable", "allow", "prefer"}, d.SSLMode):
+		return errors.New("sslnegotiation=direct needs sslmode=require, verify-ca or verify-full")
+	}
+	return nil
 }
 
 // hosts joins libpq's two lists: as many ports as hosts, or one for all of them, or none.

@@ -12,12 +12,12 @@ import (
 func TestBothFormsNameTheSame(t *testing.T) {
 	want := &DSN{
 		Hosts: []string{"db1:6000", "[::1]:5432", "/run/pg:5432"}, User: "app", Password: "p@:/ w'", Database: "shop",
-		SSLMode: "verify-full", SSLRootCert: "/ca.pem", ConnectTimeout: 3 * time.Second,
+		SSLMode: "verify-full", SSLNegotiation: "direct", SSLRootCert: "/ca.pem", ChannelBinding: "require", ConnectTimeout: 3 * time.Second,
 	}
 	for name, s := range map[string]string{
-		"URL": "postgres://app:p%40%3A%2F%20w%27@db1:6000,[::1],%2Frun%2Fpg:5432/shop?sslmode=verify-full&sslrootcert=/ca.pem&connect_timeout=3",
+		"URL": "postgres://app:p%40%3A%2F%20w%27@db1:6000,[::1],%2Frun%2Fpg:5432/shop?sslmode=verify-full&sslrootcert=/ca.pem&connect_timeout=3&sslnegotiation=direct&channel_binding=require",
 		"keywords": `host=db1,::1,/run/pg port = 6000,5432,5432 user=app password='p@:/ w\'' dbname=shop
-			sslmode=verify-full sslrootcert=/ca.pem connect_timeout=3`,
+			sslmode=verify-full sslrootcert=/ca.pem connect_timeout=3 sslnegotiation=direct channel_binding=require`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := Parse(s)
@@ -47,14 +47,18 @@ func TestBadStringsAreRefusedWithoutShowingThePassword(t *testing.T) {
 		"host=a,b,c port=1,2":                 "2 ports for 3 hosts",
 		"host=a password='sesame":             "closing quote",
 		"host=a password=sesame gssencmode=x": `"gssencmode"`,
-		"host=a password=sesame connect_timeout=": "number of seconds",
-		"postgres://u:sesame%2@a":                 "hexadecimal",
-		"postgres://u:sesame@a,,b/":               "empty",
-		"postgres://u:se/sesame@a":                "%2F",
-		"postgres://u:sesame/x@a":                 "%2F",
-		"postgres://u:sesame@a:99999":             "port 99999",
-		"postgres://u:sesame@a?sslmode=maybe":     "verify-full",
-		"postgres://u:sesame@a?search_path=x":     `"search_path" is not understood: leave it out`,
+		"host=a password=sesame connect_timeout=":                  "number of seconds",
+		"postgres://u:sesame%2@a":                                  "hexadecimal",
+		"postgres://u:sesame@a,,b/":                                "empty",
+		"postgres://u:se/sesame@a":                                 "%2F",
+		"postgres://u:sesame/x@a":                                  "%2F",
+		"postgres://u:sesame@a:99999":                              "port 99999",
+		"postgres://u:sesame@a?sslmode=maybe":                      "verify-full",
+		"postgres://sesame@a?sslnegotiation=tls":                   "postgres, direct",
+		"postgres://sesame@a?channel_binding=no":                   "disable, prefer, require",
+		"postgres://sesame@a?sslnegotiation=direct&sslmode=prefer": "needs sslmode=require",
+		"postgres://sesame@a?sslrootcert=system&sslmode=verify-ca": "needs sslmode=verify-full",
+		"postgres://u:sesame@a?search_path=x":                      `"search_path" is not understood: leave it out`,
 	} {
 		_, err := Parse(s)
 		require.ErrorContains(t, err, says, s)
@@ -73,4 +77,9 @@ func TestTheRootCertificateFileIsRead(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"a:1"}, up.Hosts)
 	require.Equal(t, time.Second, up.ConnectTimeout)
+	d, err := Parse("host=a sslrootcert=system sslnegotiation=direct channel_binding=require")
+	require.NoError(t, err)
+	up, err = d.Upstream()
+	require.NoError(t, err)
+	require.Equal(t, []string{"verify-full", "direct", "require"}, []string{up.SSLMode, up.SSLNegotiation, up.ChannelBinding})
 }

@@ -79,7 +79,7 @@ var strays = strings.Fields(`SET LOCAL SESSION TRANSACTION TEMP TEMPORARY TABLE 
 func (g *generator) render(words []string) string {
 	var b strings.Builder
 	for i, w := range words {
-		if i > 0 && !(touches(words[i-1], w) && g.chance(50)) {
+		if i > 0 && (!touches(words[i-1], w) || !g.chance(50)) {
 			b.WriteString(g.blank())
 		}
 		if isWord(w) && g.chance(40) {
