@@ -71,19 +71,10 @@ func Start(t testing.TB, version int, settings ...string) *Cluster {
 }
 
 func newCluster(version int, settings []string) (*Cluster, error) {
-	b, err := FindBinaries(version)
+	c, from, err := unmade(version, settings)
 	if err != nil {
 		return nil, err
 	}
-	a, err := serverAccount()
-	if err != nil {
-		return nil, err
-	}
-	from, err := template(b, a)
-	if err != nil {
-		return nil, err
-	}
-	c := &Cluster{binaries: b, account: a, settings: settings}
 	if err = c.create(from); err == nil {
 		err = c.startOnFreePort()
 	}
@@ -91,6 +82,20 @@ func newCluster(version int, settings []string) (*Cluster, error) {
 		return nil, errors.Join(err, c.destroy())
 	}
 	return c, nil
+}
+
+// unmade is a cluster that has no directory yet, and the template of the one that it is to have.
+func unmade(version int, settings []string) (c *Cluster, from string, err error) {
+	b, err := FindBinaries(version)
+	if err != nil {
+		return nil, "", err
+	}
+	a, err := serverAccount()
+	if err != nil {
+		return nil, "", err
+	}
+	from, err = template(b, a)
+	return &Cluster{binaries: b, account: a, settings: settings}, from, err
 }
 
 // create lays out the cluster's directory: the path stays short, as that of a Unix socket must.
@@ -113,8 +118,10 @@ func (c *Cluster) create(from string) error {
 
 func (c *Cluster) certify() error {
 	var err error
-	if c.ca, err = NewCA(); err != nil {
-		return err
+	if c.ca == nil {
+		if c.ca, err = NewCA(); err != nil {
+			return err
+		}
 	}
 	cert, key, err := c.ca.Issue("localhost")
 	if err != nil {
@@ -198,7 +205,7 @@ func (c *Cluster) Kill() error {
 	err := c.server.signalTree(syscall.SIGKILL)
 	c.server.wait()
 	c.server = nil
-	return err
+	return errors.Join(err, removeSegment(filepath.Join(c.DataDir(), "postmaster.pid")))
 }
 
 // Freeze stops all processes of the server where they are: connections stay open and nothing answers.
@@ -260,13 +267,25 @@ func (c *Cluster) Exec(t testing.TB, sql string) [][]string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
+	rows, err := c.query(ctx, sql)
+	require.NoError(t, err)
+	return rows
+}
+
+func (c *Cluster) query(ctx context.Context, sql string) ([][]string, error) {
 	conn, err := pgconn.Connect(ctx, c.DSN("postgres", "app"))
-	require.NoError(t, err)
+	if err != nil {
+		return nil, err
+	}
 	defer conn.Close(ctx)
+	return rowsOf(ctx, conn, sql)
+}
+
+// rowsOf runs statements and returns the rows of the last one.
+func rowsOf(ctx context.Context, conn *pgconn.PgConn, sql string) ([][]string, error) {
 	results, err := conn.Exec(ctx, sql).ReadAll()
-	require.NoError(t, err)
-	if len(results) == 0 {
-		return nil
+	if err != nil || len(results) == 0 {
+		return nil, err
 	}
 	var rows [][]string
 	for _, values := range results[len(results)-1].Rows {
@@ -276,7 +295,7 @@ func (c *Cluster) Exec(t testing.TB, sql string) [][]string {
 		}
 		rows = append(rows, row)
 	}
-	return rows
+	return rows, nil
 }
 
 // A server is one run of the postgres program. Its goroutine readLog ends when the last of its processes has.

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -82,6 +85,24 @@ func TestClusterSurvivesRestartsAndKills(t *testing.T) {
 			require.NoError(t, c.Restart(pgtest.Fast))
 			require.Equal(t, addr, c.Addr())
 			require.Equal(t, [][]string{{"1", "17"}}, c.Exec(t, "select a, current_setting('max_connections') from kept"))
+		})
+	}
+}
+
+func TestAKilledClusterLeavesNoSharedMemory(t *testing.T) {
+	for _, version := range pgtest.Versions {
+		t.Run(fmt.Sprint(version), func(t *testing.T) {
+			c := pgtest.Start(t, version)
+			data, err := os.ReadFile(filepath.Join(c.DataDir(), "postmaster.pid"))
+			require.NoError(t, err)
+			words := strings.Fields(strings.Split(string(data), "\n")[6])
+			require.NoError(t, c.Kill())
+			if runtime.GOOS == "linux" {
+				segments, err := os.ReadFile("/proc/sysvipc/shm")
+				require.NoError(t, err)
+				require.NotRegexp(t, `(?m)^ *-?\d+ +`+words[1]+` `, string(segments))
+			}
+			require.NoError(t, c.Restart(pgtest.Fast))
 		})
 	}
 }

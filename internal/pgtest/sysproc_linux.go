@@ -1,7 +1,9 @@
 package pgtest
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -29,4 +31,34 @@ func children(pid int) ([]int, error) {
 		pids = append(pids, child)
 	}
 	return pids, nil
+}
+
+// removeSegment removes the System V shared memory that a killed server has left behind, of which there is only so much: its id is the last
+// word of the seventh line of the lock file.
+func removeSegment(lockFile string) error {
+	data, err := os.ReadFile(lockFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	const line, ipcRMID = 6, 0
+	lines := strings.Split(string(data), "\n")
+	if len(lines) <= line {
+		return nil // it had not got that far
+	}
+	words := strings.Fields(lines[line])
+	if len(words) != 2 {
+		return nil
+	}
+	id, err := strconv.Atoi(words[1])
+	if err != nil {
+		return err
+	}
+	_, _, errno := syscall.Syscall(syscall.SYS_SHMCTL, uintptr(id), ipcRMID, 0)
+	if errno != 0 && errno != syscall.EINVAL && errno != syscall.EIDRM {
+		return os.NewSyscallError("shmctl", errno)
+	}
+	return nil
 }

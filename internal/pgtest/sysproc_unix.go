@@ -31,3 +31,6 @@ func children(pid int) ([]int, error) {
 	}
 	return pids, nil
 }
+
+// removeSegment leaves the shared memory of a killed server to whoever starts it again.
+func removeSegment(string) error { return nil }

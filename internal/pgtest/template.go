@@ -35,6 +35,7 @@ log_timezone = 'UTC'
 autovacuum = off
 jit = off
 max_parallel_workers_per_gather = 0
+dynamic_shared_memory_type = mmap
 `
 
 const serverHBA = `
