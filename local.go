@@ -16,6 +16,7 @@ type localMode struct {
 	failed bool   // as in a failed transaction block, until it is ended
 	first  *Error // what the first request in that block is told
 	ends   bool   // the last Parse was of a statement that ends the block
+	commit bool   // of one that was to commit it
 	ended  bool   // and it was executed
 	body   int    // bytes of a large message that are dropped
 }
@@ -195,6 +196,11 @@ func (m *localMode) query(out, msg []byte, strings bool) (_ []byte, consumed boo
 		return wire.AppendReady(m.error(out, nil), 'E'), true
 	}
 	m.ended = true
+	if verb == sqlscan.VerbCommit && m.first != nil { // it fails: nobody has said yet that there is nothing to commit
+		out = m.error(out, nil)
+		return wire.AppendReady(out, m.status()), true
+	}
+	m.first = nil
 	status := m.status()
 	if n > 1 { // outside of a transaction the first statement only warns
 		return out, false
@@ -224,6 +230,7 @@ func (m *localMode) extended(out, msg []byte, strings bool) []byte {
 	case wire.Parse:
 		_, text, _ := wire.CString(body)
 		verb, n, e := verbOf(text, strings)
+		m.commit = verb == sqlscan.VerbCommit
 		if m.ends = n == 1 && endsBlock(verb) && e&sqlscan.TxnBegin == 0; m.ends {
 			return append(out, wire.ParseComplete, 0, 0, 0, 4)
 		}
@@ -244,6 +251,11 @@ func (m *localMode) extended(out, msg []byte, strings bool) []byte {
 		return append(out, wire.NoData, 0, 0, 0, 4)
 	case wire.Execute:
 		m.ended = true
+		if m.commit && m.first != nil {
+			m.skip = true
+			return m.error(out, nil)
+		}
+		m.first = nil
 		return wire.AppendComplete(out, "ROLLBACK")
 	}
 	return out

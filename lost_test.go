@@ -123,6 +123,38 @@ func TestATransactionWhoseServerIsLostWhileItIsIdleHasToBeRolledBack(t *testing.
 	}
 }
 
+// TestACommitOfWhatWasLostFails has the client learn of the loss by its COMMIT: that must not look as if it had done anything.
+func TestACommitOfWhatWasLostFails(t *testing.T) {
+	for name, tc := range map[string]struct {
+		end  func(c *client) reply
+		code string
+	}{
+		"COMMIT":            {func(c *client) reply { return c.query("COMMIT") }, "40001"},
+		"END and more":      {func(c *client) reply { return c.query("END; SELECT 2") }, "40001"},
+		"extended COMMIT":   {func(c *client) reply { return c.extended("COMMIT") }, "40001"},
+		"ROLLBACK":          {func(c *client) reply { return c.query("ROLLBACK") }, ""},
+		"extended ROLLBACK": {func(c *client) reply { return c.extended("ROLLBACK") }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, pgmoor.Config{MaxConnections: 1}, new(fake))
+				c := r.connect(t, "u")
+				c.ok("BEGIN", "SELECT 1")
+				r.server.kill(1)
+				synctest.Wait()
+				got := tc.end(c)
+				require.Equal(t, tc.code, got.code())
+				require.EqualValues(t, 'I', got.status)
+				require.Equal(t, "2", c.ok("pid"))
+				c.ok("BEGIN")
+				r.server.kill(2)
+				synctest.Wait()
+				require.Equal(t, "40001", c.query("SELECT 3").code(), "the next loss is told anew")
+			})
+		})
+	}
+}
+
 func TestAPinnedClientIsEndedWithItsServer(t *testing.T) {
 	for _, when := range []string{"idle", "busy", "in a transaction"} {
 		t.Run(when, func(t *testing.T) {
