@@ -250,6 +250,9 @@ func (sc *server) unasked(b []byte) (int, link.Next) {
 		}
 		n += l
 	}
+	if n > 0 {
+		return n, link.Again // the end of the stream may have come along: a server that is shut down at once says so in a notice
+	}
 	return n, link.Park
 }
 
