@@ -199,7 +199,7 @@ func isGuess(err error) bool {
 	var ours *authFailure
 	var told *Error
 	switch {
-	case errors.As(err, &ours), errors.Is(err, errNoToken):
+	case errors.As(err, &ours), errors.Is(err, errNoToken), errors.Is(err, errOthersCertificate):
 		return false
 	case errors.Is(err, ErrInvalidToken):
 		return true
