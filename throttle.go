@@ -145,7 +145,7 @@ func (t *throttle) tryEnter(seen *origins, network netip.Prefix, user uint64) (w
 	seen.mu.Lock()
 	defer seen.mu.Unlock()
 	now := time.Now()
-	all, one := seen.originLocked(originKey{network, 0}), seen.originLocked(originKey{network, user})
+	all, one := seen.findLocked(originKey{network, 0}), seen.findLocked(originKey{network, user})
 	known := now.Sub(one.good) < goodFor
 	for _, o := range []struct {
 		*origin
@@ -160,8 +160,9 @@ func (t *throttle) tryEnter(seen *origins, network netip.Prefix, user uint64) (w
 			return o.ended, nil
 		}
 	}
-	all.pending++
-	one.pending++
+	for _, k := range []originKey{{network, 0}, {network, user}} { // not for those who are refused: they would have others forgotten
+		seen.originLocked(k).pending++
+	}
 	return nil, nil
 }
 
@@ -191,6 +192,9 @@ func (t *throttle) leave(seen *origins, network netip.Prefix, user uint64, err e
 		case err == nil && k.user != 0:
 			o.good = now
 		}
+		if o.pending == 0 && !now.Before(o.clear) && o.good.IsZero() { // nothing is known: it is not to take the place of what is
+			seen.forgetLocked(k)
+		}
 	}
 }
 
@@ -207,11 +211,24 @@ func isGuess(err error) bool {
 	return errors.As(err, &told) && told.Code == codeBadPassword
 }
 
-// originLocked returns what is known of an origin, and makes room for it where nothing is.
-func (s *origins) originLocked(k originKey) *origin {
+// findLocked returns what is known of an origin; where that is nothing, one that is not kept.
+func (s *origins) findLocked(k originKey) *origin {
 	if el := s.known[k]; el != nil {
 		s.recent.MoveToFront(el)
 		return el.Value.(*origin)
+	}
+	return &origin{key: k}
+}
+
+func (s *origins) forgetLocked(k originKey) {
+	s.recent.Remove(s.known[k])
+	delete(s.known, k)
+}
+
+// originLocked returns what is known of an origin, and makes room for it where nothing is.
+func (s *origins) originLocked(k originKey) *origin {
+	if s.known[k] != nil {
+		return s.findLocked(k)
 	}
 	for el := s.recent.Back(); el != nil && s.recent.Len() >= maxThrottled; {
 		prev := el.Prev()
