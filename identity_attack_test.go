@@ -1,12 +1,14 @@
 package pgmoor_test
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
@@ -111,4 +113,19 @@ func portOf(t testing.TB, address string) string {
 	_, port, err := net.SplitHostPort(address)
 	require.NoError(t, err)
 	return port
+}
+
+func TestVerifyFullVerifiesWhateverTheTLSConfigSays(t *testing.T) {
+	cluster := pgtest.Shared(t, pgtest.Versions[0])
+	cfg := trusting(cluster)
+	cfg.Upstream.SSLMode, cfg.Upstream.TLSConfig, cfg.Logger = "verify-full", &tls.Config{InsecureSkipVerify: true}, quiet
+	cfg.BorrowTimeout = pgmoor.NoWait
+	cfg.Upstream.ConnectTimeout = 300 * time.Millisecond // for as long as which it is tried
+	p := startProxy(t, cfg)
+	require.Error(t, logIn(t, p.Addr().String(), "app", "", "sslmode=disable dbname=app"))
+	roots := cfg
+	roots.Upstream.ConnectTimeout = 0
+	roots.Upstream.TLSConfig = &tls.Config{InsecureSkipVerify: true, RootCAs: cluster.CACertPool()}
+	require.NoError(t, p.Update(roots))
+	require.NoError(t, logIn(t, p.Addr().String(), "app", "", "sslmode=disable dbname=app"))
 }
