@@ -36,7 +36,7 @@ const (
 //
 // Nobody locks a user out from elsewhere: failures count where they come from. Behind a shared address they count for that
 // user alone, until there are ten times as many, and then still not for users who have logged in from there within the hour. No more logins
-// of a user from a network are under way at once than may still fail; others wait for them, unless such a user's. Clients of the
+// of a user from a network are under way at once than may still fail, and ten times as many of such a user's; others wait for them. Clients of the
 // same machine, through Unix sockets, are not counted. What is remembered is bounded, to 10,000 networks and users; those
 // that were not heard of for longest are forgotten. It is kept for as long as the Authenticator is used,
 // and a [Proxy.Update] with another one of Throttle's in its place hands it on.
@@ -151,12 +151,15 @@ func (t *throttle) tryEnter(seen *origins, network netip.Prefix, user uint64) (w
 		*origin
 		limit int
 	}{{one, t.limit}, {all, t.limit * networkFactor}} {
-		n := o.failures(now, t.every)
+		n, most := o.failures(now, t.every), o.limit
+		if known { // who stalls some does not keep the others waiting, and who guesses with all at once guesses no more often in the long run
+			most *= networkFactor
+		}
 		switch {
 		case known && o.origin == all:
 		case n >= o.limit:
 			return nil, tooManyFailures(o.clear.Sub(now) - time.Duration(o.limit-1)*t.every)
-		case !known && n+o.pending >= o.limit:
+		case n+o.pending >= most:
 			return o.ended, nil
 		}
 	}

@@ -123,6 +123,23 @@ func TestGuessesAtOnceAreBoundedToo(t *testing.T) {
 	})
 }
 
+func TestGuessesAtOnceOfOneWhoIsKnownAreBoundedToo(t *testing.T) {
+	throttled(t, func(t *testing.T, r *rig) {
+		require.Empty(t, tryFrom(t, r, "192.0.2.1:1", "alice", "right"))
+		codes := map[string]int{}
+		var tries []<-chan string
+		for range 200 {
+			tries = append(tries, tryingFrom(t, r, "192.0.2.1:1", "alice", "wrong"))
+		}
+		for _, c := range tries {
+			codes[<-c]++
+		}
+		require.Equal(t, map[string]int{"28P01": 30, "53300": 170}, codes)
+		time.Sleep(4*time.Minute + 41*time.Second)
+		require.Empty(t, tryFrom(t, r, "192.0.2.1:1", "alice", "right"))
+	})
+}
+
 func TestManyGoodLoginsAtOnceAreAllLetIn(t *testing.T) {
 	throttled(t, func(t *testing.T, r *rig) {
 		var tries []<-chan string
