@@ -264,8 +264,8 @@ func (a *scramAuth) exchange(c *Client, secret Secret) error {
 	if err != nil {
 		return scramError(c, err, secret)
 	}
-	if secret.isVerifier() {
-		c.keys, _ = srv.Proved()
+	if keys, ok := srv.Proved(); ok && secret.isVerifier() && keys.For(v) { // not those of the previous version: no server is logged in to with it
+		c.keys = keys
 	}
 	return c.saslFinal(reply)
 }

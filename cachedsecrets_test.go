@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgmoor/pgmoor"
+	"github.com/pgmoor/pgmoor/internal/memconn"
 )
 
 // says requires that a source gives a user the secret s, or an error where s is none.
@@ -176,5 +177,37 @@ func TestACacheRemembersSoManyUsers(t *testing.T) {
 			says(t, c, fmt.Sprint("n", i), pgmoor.NewSecret("x"))
 		}
 		require.LessOrEqual(t, pgmoor.RememberedUsers(c), 10)
+	})
+}
+
+// TestASourceThatHangsKeepsNobodyOutWhoIsKnown is about clients that do not know the password: of each the source would be asked anew.
+func TestASourceThatHangsKeepsNobodyOutWhoIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := new(vault)
+		v.set("u", pgmoor.NewSecret("one"))
+		r := newRig(t, pgmoor.Config{
+			Authenticator: pgmoor.AuthenticatorFunc(guessing), MaxHandshakes: 5,
+			Secrets: &pgmoor.CachedSecrets{Source: v, TTL: time.Hour, Logger: quiet},
+		}, new(fake))
+		l := memconn.Listen()
+		require.NoError(t, r.AddListener(l))
+		try := func(password string) string {
+			conn, err := l.DialContext(t.Context(), "", "")
+			require.NoError(t, err)
+			code := make(chan string, 1)
+			sayCode(t, conn, "u", password, code)
+			return <-code
+		}
+		require.Empty(t, try("right"))
+		time.Sleep(2 * time.Second)
+		v.mu.Lock()
+		v.slow = time.Hour
+		v.mu.Unlock()
+		start := time.Now()
+		for range 10 {
+			require.Equal(t, "28P01", try("wrong"))
+		}
+		require.Empty(t, try("right"))
+		require.Less(t, time.Since(start), time.Second)
 	})
 }

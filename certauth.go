@@ -4,16 +4,21 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
+	"fmt"
+	"strings"
 )
 
 // CertificateName says which name in a client's certificate tells who the client is.
 type CertificateName uint8
 
 const (
-	// CommonName is the CN of the subject, as for PostgreSQL's method cert.
+	// CommonName is the CN of the subject, the first one if there are several, as for PostgreSQL's method cert.
 	CommonName CertificateName = iota
-	// DistinguishedName is the whole subject as RFC 2253 writes it, as for clientname=DN.
+	// DistinguishedName is the whole subject as RFC 2253 writes it, as for clientname=DN, with its last part first. Types that pkix.RDNSequence
+	// does not know, such as DC and emailAddress, are numbers there, with the value in hexadecimal digits.
 	DistinguishedName
 	// DNSName is each DNS name among the subject's alternative names.
 	DNSName
@@ -89,13 +94,15 @@ func (a *certAuth) Authenticate(ctx context.Context, c *Client) error {
 	return a.next.Authenticate(ctx, c)
 }
 
+// errOthersCertificate is wrapped by the errors of clients that are told that their password is wrong, and were not asked for it: those are no
+// guesses.
+var errOthersCertificate = errors.New("pgmoor: the client's certificate is another's")
+
 // refusal returns the error of a client whose certificate bears none of its user's names.
-func (a *certAuth) refusal(c *Client) *Error {
+func (a *certAuth) refusal(c *Client) error {
 	switch a.next.(type) {
 	case *scramAuth, *md5Auth, *cleartextAuth:
-		e := badPassword(c.User())
-		e.why = "the client's certificate is another's"
-		return e
+		return fmt.Errorf("%w: %w", badPassword(c.User()), errOthersCertificate)
 	}
 	return fatalf(codeBadAuthorization, "certificate authentication failed for user %q", c.User())
 }
@@ -105,7 +112,7 @@ func (a *certAuth) allows(cert *x509.Certificate, user string) bool {
 		return true
 	}
 	for _, name := range a.name.of(cert) {
-		if name != "" && a.maps.allows(name, user) {
+		if name != "" && !strings.Contains(name, "\x00") && a.maps.allows(name, user) {
 			return true
 		}
 	}
@@ -116,9 +123,9 @@ func (a *certAuth) allows(cert *x509.Certificate, user string) bool {
 func (n CertificateName) of(cert *x509.Certificate) []string {
 	switch n {
 	case CommonName:
-		return []string{cert.Subject.CommonName}
+		return []string{commonName(cert)}
 	case DistinguishedName:
-		return []string{cert.Subject.String()}
+		return []string{distinguishedName(cert)}
 	case DNSName:
 		return cert.DNSNames
 	case EmailAddress:
@@ -131,4 +138,26 @@ func (n CertificateName) of(cert *x509.Certificate) []string {
 		return uris
 	}
 	return nil
+}
+
+// commonName returns the first CN of the subject, as PostgreSQL takes it; that of crypto/x509 is the last.
+func commonName(cert *x509.Certificate) string {
+	for _, a := range cert.Subject.Names {
+		if text, ok := a.Value.(string); ok && a.Type.Equal(oidCommonName) {
+			return text
+		}
+	}
+	return ""
+}
+
+var oidCommonName = asn1.ObjectIdentifier{2, 5, 4, 3}
+
+// distinguishedName returns the subject with all its parts in their order. pkix.Name has an order of its own, and of several CNs only
+// one: different subjects would be the same.
+func distinguishedName(cert *x509.Certificate) string {
+	var subject pkix.RDNSequence
+	if rest, err := asn1.Unmarshal(cert.RawSubject, &subject); err != nil || len(rest) > 0 {
+		return ""
+	}
+	return subject.String()
 }

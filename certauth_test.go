@@ -20,6 +20,12 @@ import (
 // identity makes a client's certificate, and a pool that trusts it.
 func identity(t testing.TB) (tls.Certificate, *x509.CertPool) {
 	t.Helper()
+	return identityOf(t, func(*x509.Certificate) {})
+}
+
+// identityOf is identity with something changed.
+func identityOf(t testing.TB, change func(template *x509.Certificate)) (tls.Certificate, *x509.CertPool) {
+	t.Helper()
 	key := ecdsaKey(t)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "clear", Organization: []string{"Example"}},
@@ -28,6 +34,7 @@ func identity(t testing.TB) (tls.Certificate, *x509.CertPool) {
 		URIs: []*url.URL{{Scheme: "spiffe", Host: "example", Path: "/app"}},
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 	}
+	change(template)
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	require.NoError(t, err)
 	leaf, err := x509.ParseCertificate(der)

@@ -299,6 +299,24 @@ func TestASessionEndsWithTheContextOfItsServe(t *testing.T) {
 	})
 }
 
+func TestAPanicOverALoginEndsThatLoginOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := new(lockedBuffer)
+		auth := pgmoor.Throttle(pgmoor.AuthenticatorFunc(func(_ context.Context, c *pgmoor.Client) error {
+			if c.User() == "u" {
+				panic("no directory today")
+			}
+			return nil
+		}), 1, time.Hour)
+		r := newRig(t, pgmoor.Config{Authenticator: auth, Logger: slog.New(slog.NewTextHandler(log, nil))}, new(fake))
+		for range 2 { // it is nobody's guess
+			require.Equal(t, "XX000", tryFrom(t, r, "192.0.2.1:1", "u", ""))
+		}
+		require.Empty(t, tryFrom(t, r, "192.0.2.1:1", "other", ""))
+		require.Contains(t, log.String(), "no directory today")
+	})
+}
+
 func TestAPanicEndsOneSessionOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := pgmoor.Config{MaxConnections: 2, Pinning: pgmoor.PinningPolicyFunc(func(*pgmoor.Session, *pgmoor.Statement) pgmoor.Decision {

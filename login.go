@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -129,7 +131,7 @@ func (p *Proxy) authenticate(ctx context.Context, c *Client, cfg *live) error {
 		return fatalf(codeBadAuthorization, "the proxy accepts encrypted connections only")
 	}
 	c.authenticating.Store(true)
-	err := cfg.auth.Authenticate(ctx, c)
+	err := p.ask(ctx, c, cfg.auth)
 	c.authenticating.Store(false)
 	if c.shown = (presented{}); err == nil {
 		cfg.up.proofs.learn(c.user, c.keys)
@@ -142,6 +144,17 @@ func (p *Proxy) authenticate(ctx context.Context, c *Client, cfg *live) error {
 		return ErrProxyClosed
 	}
 	return &authFailure{cause: err, told: badPassword(c.user)}
+}
+
+// ask has an Authenticator decide. Most are the application's, or ask something of its: a panic there ends the login that it is about.
+func (p *Proxy) ask(ctx context.Context, c *Client, auth Authenticator) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			p.env.log.Error("pgmoor: panic in an Authenticator", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			err = &authFailure{cause: fmt.Errorf("pgmoor: panic: %v", r), told: fatalf(codeInternal, "the authentication has failed")}
+		}
+	}()
+	return auth.Authenticate(ctx, c)
 }
 
 // open makes the session of an authenticated client.

@@ -74,6 +74,21 @@ func TestAClientsProofLogsInToAServerWithTheSameVerifier(t *testing.T) {
 	}
 }
 
+// TestAProofOfTheOldPasswordDoesNotTakeThePlaceOfTheNewOnes is about a change of the password in the middle: no server is logged in to with the
+// old one's key.
+func TestAProofOfTheOldPasswordDoesNotTakeThePlaceOfTheNewOnes(t *testing.T) {
+	cluster := pgtest.Start(t, pgtest.Versions[0])
+	secret := pgmoor.NewSecret(ownVerifier(t, cluster, "pw_scram")).WithPrevious(pgmoor.NewSecret("before"))
+	p := startProxy(t, pgmoor.Config{
+		Upstream: pgmoor.Upstream{Hosts: []string{cluster.Addr()}, SSLMode: "disable"}, Secrets: pgmoor.StaticSecrets{"pw_scram": secret}, Logger: quiet,
+	})
+	for _, password := range []string{pgtest.Password, "before", "before"} {
+		require.NoError(t, p.Reconnect(t.Context()))
+		_, err := entersByProof(t, p, password)
+		require.NoError(t, err)
+	}
+}
+
 // proving is enterByProof as a goroutine.
 func proving(ctx context.Context, p *pgmoor.Proxy, password string, done chan<- error) {
 	_, err := enterByProof(ctx, p, password)

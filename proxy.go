@@ -45,6 +45,7 @@ type Proxy struct {
 	stop    context.CancelFunc
 
 	updating sync.Mutex // held by Update
+	doubted  sync.Map   // users whose source is asked anew at this moment, see doubt
 
 	wg       sync.WaitGroup // accept loops, handshakes, the sweeper
 	shares   sync.WaitGroup // Config.Budget

@@ -92,6 +92,10 @@ func (p *Proxy) doubt(c *Client, err error) {
 	if !ok || !errors.As(err, &e) || e.Code != codeBadPassword || c.local {
 		return
 	}
+	if _, busy := p.doubted.LoadOrStore(c.user, struct{}{}); busy { // a source that hangs is not to keep more places of Config.MaxHandshakes
+		return
+	}
+	defer p.doubted.Delete(c.user)
 	ctx, cancel := context.WithTimeout(p.ctx, refreshTime)
 	defer cancel()
 	_, _ = r.Refresh(ctx, c.user)

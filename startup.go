@@ -30,6 +30,7 @@ const (
 	maxStartupPacket = 10000 // PostgreSQL's MAX_STARTUP_PACKET_LENGTH
 	maxAuthMessage   = 65535 // PostgreSQL's PG_MAX_AUTH_TOKEN_LENGTH
 	maxCancelKey     = 256   // longest key of protocol 3.2
+	maxName          = 63    // PostgreSQL's NAMEDATALEN, without the end
 	newestMinor      = 2     // of protocol 3
 	tlsRecord        = 0x16  // first byte of a TLS handshake
 	alpn             = "postgresql"
@@ -70,10 +71,10 @@ type Client struct {
 	admitted       atomic.Bool // it counts as a client; Close may take that back while the login ends
 }
 
-// User returns the user name of the startup packet.
+// User returns the user name of the startup packet. As PostgreSQL does, the proxy takes its first 63 bytes only.
 func (c *Client) User() string { return c.user }
 
-// Database returns the database of the startup packet, which defaults to the user name.
+// Database returns the database of the startup packet, which defaults to the user name, cut like that.
 func (c *Client) Database() string { return c.database }
 
 // Parameter returns the value of another parameter of the startup packet, such as application_name, and whether it was
@@ -342,8 +343,16 @@ func (c *Client) startup(version uint32, body []byte) error {
 	if c.database == "" {
 		c.database = c.user
 	}
+	c.user, c.database = cutName(c.user), cutName(c.database)
+	if c.replicates() {
+		c.params = append(append(append(c.params, "replication\x00"...), c.replicate...), 0)
+	}
 	return nil
 }
+
+// cutName returns a name of the startup packet as PostgreSQL takes it: of a longer one it looks at no more. Who is let in as one user must
+// not be another one to the server.
+func cutName(s string) string { return s[:min(len(s), maxName)] }
 
 // parameter takes one parameter of the startup packet; raw is how it stands there.
 func (c *Client) parameter(name, value string, raw []byte) {
@@ -352,11 +361,8 @@ func (c *Client) parameter(name, value string, raw []byte) {
 		c.user = value
 	case name == "database":
 		c.database = value
-	case name == "replication":
+	case name == "replication": // the server gets the last one only, which is also what the rules are about: see startup
 		c.replicate = value
-		if c.replicates() {
-			c.params = append(c.params, raw...)
-		}
 	case strings.HasPrefix(name, "_pq_."):
 		c.unknown = append(c.unknown, name)
 	default:

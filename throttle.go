@@ -36,7 +36,7 @@ const (
 //
 // Nobody locks a user out from elsewhere: failures count where they come from. Behind a shared address they count for that
 // user alone, until there are ten times as many, and then still not for users who have logged in from there within the hour. No more logins
-// of a user from a network are under way at once than may still fail; others wait for them, unless such a user's. Clients of the
+// of a user from a network are under way at once than may still fail, and ten times as many of such a user's; others wait for them. Clients of the
 // same machine, through Unix sockets, are not counted. What is remembered is bounded, to 10,000 networks and users; those
 // that were not heard of for longest are forgotten. It is kept for as long as the Authenticator is used,
 // and a [Proxy.Update] with another one of Throttle's in its place hands it on.
@@ -145,23 +145,27 @@ func (t *throttle) tryEnter(seen *origins, network netip.Prefix, user uint64) (w
 	seen.mu.Lock()
 	defer seen.mu.Unlock()
 	now := time.Now()
-	all, one := seen.originLocked(originKey{network, 0}), seen.originLocked(originKey{network, user})
+	all, one := seen.findLocked(originKey{network, 0}), seen.findLocked(originKey{network, user})
 	known := now.Sub(one.good) < goodFor
 	for _, o := range []struct {
 		*origin
 		limit int
 	}{{one, t.limit}, {all, t.limit * networkFactor}} {
-		n := o.failures(now, t.every)
+		n, most := o.failures(now, t.every), o.limit
+		if known { // who stalls some does not keep the others waiting, and who guesses with all at once guesses no more often in the long run
+			most *= networkFactor
+		}
 		switch {
 		case known && o.origin == all:
 		case n >= o.limit:
 			return nil, tooManyFailures(o.clear.Sub(now) - time.Duration(o.limit-1)*t.every)
-		case !known && n+o.pending >= o.limit:
+		case n+o.pending >= most:
 			return o.ended, nil
 		}
 	}
-	all.pending++
-	one.pending++
+	for _, k := range []originKey{{network, 0}, {network, user}} { // not for those who are refused: they would have others forgotten
+		seen.originLocked(k).pending++
+	}
 	return nil, nil
 }
 
@@ -191,6 +195,9 @@ func (t *throttle) leave(seen *origins, network netip.Prefix, user uint64, err e
 		case err == nil && k.user != 0:
 			o.good = now
 		}
+		if o.pending == 0 && !now.Before(o.clear) && o.good.IsZero() { // nothing is known: it is not to take the place of what is
+			seen.forgetLocked(k)
+		}
 	}
 }
 
@@ -199,7 +206,7 @@ func isGuess(err error) bool {
 	var ours *authFailure
 	var told *Error
 	switch {
-	case errors.As(err, &ours), errors.Is(err, errNoToken):
+	case errors.As(err, &ours), errors.Is(err, errNoToken), errors.Is(err, errOthersCertificate):
 		return false
 	case errors.Is(err, ErrInvalidToken):
 		return true
@@ -207,11 +214,24 @@ func isGuess(err error) bool {
 	return errors.As(err, &told) && told.Code == codeBadPassword
 }
 
-// originLocked returns what is known of an origin, and makes room for it where nothing is.
-func (s *origins) originLocked(k originKey) *origin {
+// findLocked returns what is known of an origin; where that is nothing, one that is not kept.
+func (s *origins) findLocked(k originKey) *origin {
 	if el := s.known[k]; el != nil {
 		s.recent.MoveToFront(el)
 		return el.Value.(*origin)
+	}
+	return &origin{key: k}
+}
+
+func (s *origins) forgetLocked(k originKey) {
+	s.recent.Remove(s.known[k])
+	delete(s.known, k)
+}
+
+// originLocked returns what is known of an origin, and makes room for it where nothing is.
+func (s *origins) originLocked(k originKey) *origin {
+	if s.known[k] != nil {
+		return s.findLocked(k)
 	}
 	for el := s.recent.Back(); el != nil && s.recent.Len() >= maxThrottled; {
 		prev := el.Prev()

@@ -2,6 +2,7 @@ package pgmoor_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -122,6 +123,23 @@ func TestGuessesAtOnceAreBoundedToo(t *testing.T) {
 	})
 }
 
+func TestGuessesAtOnceOfOneWhoIsKnownAreBoundedToo(t *testing.T) {
+	throttled(t, func(t *testing.T, r *rig) {
+		require.Empty(t, tryFrom(t, r, "192.0.2.1:1", "alice", "right"))
+		codes := map[string]int{}
+		var tries []<-chan string
+		for range 200 {
+			tries = append(tries, tryingFrom(t, r, "192.0.2.1:1", "alice", "wrong"))
+		}
+		for _, c := range tries {
+			codes[<-c]++
+		}
+		require.Equal(t, map[string]int{"28P01": 30, "53300": 170}, codes)
+		time.Sleep(4*time.Minute + 41*time.Second)
+		require.Empty(t, tryFrom(t, r, "192.0.2.1:1", "alice", "right"))
+	})
+}
+
 func TestManyGoodLoginsAtOnceAreAllLetIn(t *testing.T) {
 	throttled(t, func(t *testing.T, r *rig) {
 		var tries []<-chan string
@@ -171,4 +189,45 @@ func TestAnUpdateHandsFailuresOn(t *testing.T) {
 		require.Equal(t, "53300", tryFrom(t, r, "192.0.2.1:1", "u", "right"))
 		require.Empty(t, tryFrom(t, r, "192.0.2.2:1", "u", "right"))
 	})
+}
+
+func TestNamesAloneMakeAThrottleForgetNobody(t *testing.T) {
+	ask := errors.New("the client hung up")
+	throttle := pgmoor.Throttle(pgmoor.AuthenticatorFunc(func(_ context.Context, c *pgmoor.Client) error {
+		if c.User() == "shy" {
+			return ask
+		}
+		return &pgmoor.Error{Code: "28P01"}
+	}), 3, time.Hour)
+	codeFrom := func(address, user string) string {
+		var e *pgmoor.Error
+		require.ErrorAs(t, throttle.Authenticate(t.Context(), pgmoor.ClientFrom(foreignAddr(address), user)), &e)
+		return e.Code
+	}
+	for range 3 {
+		require.Equal(t, "28P01", codeFrom("192.0.2.1:1", "alice"))
+	}
+	require.Equal(t, "53300", codeFrom("192.0.2.1:1", "alice"))
+	for i := range 12000 { // from another address, where no more are asked by then
+		_ = codeFrom("192.0.2.2:1", fmt.Sprint("u", i))
+	}
+	require.Equal(t, "53300", codeFrom("192.0.2.1:1", "alice"), "it was forgotten")
+	before := pgmoor.RememberedOrigins(throttle)
+	for i := range 100 {
+		c := pgmoor.ClientFrom(foreignAddr(fmt.Sprintf("198.51.100.%d:1", i)), "shy")
+		require.ErrorIs(t, throttle.Authenticate(t.Context(), c), ask)
+	}
+	require.Equal(t, before, pgmoor.RememberedOrigins(throttle), "of those who have guessed nothing")
+}
+
+func TestAnothersCertificateIsNoGuess(t *testing.T) {
+	cert, pool := identity(t)
+	secrets := someSecrets(t)
+	cfg := pgmoor.Config{Authenticator: pgmoor.Throttle(pgmoor.RequireCertificate(pgmoor.CommonName, nil, pgmoor.SCRAM(secrets)), 2, time.Hour)}
+	cfg.TLS, _ = certified(t)
+	cfg.TLS.ClientAuth, cfg.TLS.ClientCAs = tls.VerifyClientCertIfGiven, pool
+	address := newRig(t, cfg, new(fake)).listenTCP(t)
+	for range 3 {
+		require.Equal(t, "28P01", codeOf(showing(t, address, "verifier", right, &cert)))
+	}
 }

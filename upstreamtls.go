@@ -28,6 +28,7 @@ func (u *upstream) tlsConfigs(host string) []*tls.Config {
 	case "disable":
 		return []*tls.Config{nil}
 	case "verify-full":
+		c.InsecureSkipVerify = false // SSLMode decides
 		return []*tls.Config{c}
 	}
 	c.InsecureSkipVerify = true
