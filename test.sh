@@ -220,8 +220,8 @@ case ${1:-all} in
     step 'go vet' everywhere go vet ./...
     step 'go mod tidy' everywhere go mod tidy -diff
     step 'golangci-lint' lint
-    step 'go test -race' everywhere go test -race -shuffle=on ./...
-    step 'go test, fast paths' go test -shuffle=on .
+    step 'go test -race' everywhere go test -race -timeout 20m -shuffle=on ./...
+    step 'go test, fast paths' go test -timeout 20m -shuffle=on .
     step "scanner against PostgreSQL's parser" compare_scanner
     step 'manifests for Kubernetes' check_manifests
     step 'logins of drivers' logins
