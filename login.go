@@ -109,8 +109,7 @@ func (p *Proxy) login(c *Client) (*Session, error) {
 	if err := c.negotiate(ctx, startupConfig{tls: cfg.tls, cancel: p.cancelRequest}); err != nil {
 		return nil, err
 	}
-	out := c.answerVersion(nil, p.env.newestMinor())
-	if err := c.send(out); len(out) > 0 && err != nil {
+	if err := c.send(c.answerVersion(nil, p.env.newestMinor())); err != nil {
 		return nil, err
 	}
 	if err := p.admit(c, cfg); err != nil {
@@ -173,11 +172,16 @@ func (p *Proxy) open(c *Client) (*Session, error) {
 		p.env.forget(s)
 		return nil, err
 	}
+	s.early = s.link.TakeKept()
 	return s, nil
 }
 
 // patientStatuses is awaitStatuses for as long as a client waits that logs in. A wait that a pause falls into begins anew.
 func (p *Proxy) patientStatuses(s *Session) (st []byte, err error) {
+	if st = s.pool.known(); st != nil && !s.client.replicates() {
+		s.heed(st)
+		return st, nil
+	}
 	for {
 		cfg, start := p.env.config(), p.env.now()
 		wait := cfg.borrowTimeout()
@@ -217,28 +221,38 @@ func (p *Proxy) greet(s *Session, statuses []byte) error {
 	return nil
 }
 
-// awaitStatuses returns the ParameterStatus messages for the session. Where it has to wait for a server, it stops when the
-// client goes away.
+// awaitStatuses waits for the ParameterStatus messages for the session. It stops when the client goes away.
 func (s *Session) awaitStatuses(ctx context.Context) (st []byte, err error) {
-	if st = s.pool.known(); st == nil || s.client.replicates() {
-		if err := s.client.conn.SetDeadline(time.Time{}); err != nil {
-			return nil, err
-		}
-		var stop func()
-		ctx, stop = s.watch(ctx)
-		st, err = s.firstStatuses(ctx)
-		stop()
-	}
-	if err != nil {
+	if err := s.client.flush(); err != nil {
 		return nil, err
 	}
-	m := statusMap(st)
-	s.strings = m["standard_conforming_strings"] != "off"
-	s.opaque = hidesASCII(m["client_encoding"])
+	if err := s.client.conn.SetDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	ctx, stop := s.watch(ctx)
+	st, err = s.firstStatuses(ctx)
+	stop()
+	if err == nil {
+		s.heed(st)
+	}
+	return st, err
+}
+
+// heed takes note of what the session begins with.
+func (s *Session) heed(statuses []byte) {
+	for b := statuses; len(b) >= wire.HeaderLen; {
+		n := int(wire.Length(b)) + 1
+		switch name, value, _ := status(b[:n]); string(name) {
+		case "standard_conforming_strings":
+			s.strings = string(value) != "off"
+		case settingEncoding:
+			s.opaque = hidesASCII(string(value))
+		}
+		b = b[n:]
+	}
 	if !s.client.replicates() {
 		s.begin()
 	}
-	return st, nil
 }
 
 // firstStatuses waits for a server. A replication client gets a connection of its own.

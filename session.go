@@ -65,6 +65,7 @@ type Session struct {
 
 	// mu guards what follows. It is never held across I/O; a pool's mu may be taken inside it.
 	mu        sync.Mutex
+	early     []byte // what came before ReadyForQuery was sent; nil once it is served
 	srv       *server
 	turn      turn.Turn
 	sending   bool     // somebody is writing requests of this session to srv
@@ -249,6 +250,8 @@ func newSession(e *env, c *Client, p *pool) *Session {
 		env: e, client: c, pool: p, link: link.New(c.conn, !e.config().plainIO),
 		kick: make(chan struct{}, 1), done: make(chan struct{}), id: e.ids.Add(1), strings: true,
 	}
+	s.link.Unread(c.early)
+	c.early = nil
 	s.bornAt = e.now()
 	s.activeAt = s.bornAt
 	return s
@@ -265,8 +268,18 @@ func (s *Session) Pinned() Effects {
 
 // Read reads the raw protocol stream; an error once Serve was called.
 func (s *Session) Read(b []byte) (int, error) {
-	if s.isServed() {
+	s.mu.Lock()
+	served, n := s.served, 0
+	if !served {
+		n = copy(b, s.early)
+		s.early = s.early[n:]
+	}
+	s.mu.Unlock()
+	switch {
+	case served:
 		return 0, errServed
+	case n > 0:
+		return n, nil
 	}
 	return s.client.conn.Read(b)
 }
@@ -345,6 +358,8 @@ func (s *Session) Serve(ctx context.Context) error {
 		return errServed
 	}
 	s.served = true
+	s.link.Unread(s.early)
+	s.early = nil
 	s.mu.Unlock()
 	stop := context.AfterFunc(ctx, s.axe)
 	defer stop()

@@ -29,6 +29,7 @@ const (
 const (
 	maxStartupPacket = 10000 // PostgreSQL's MAX_STARTUP_PACKET_LENGTH
 	maxAuthMessage   = 65535 // PostgreSQL's PG_MAX_AUTH_TOKEN_LENGTH
+	usualAuthMessage = 512   // room for a message of SCRAM or a password
 	maxCancelKey     = 256   // longest key of protocol 3.2
 	maxName          = 63    // PostgreSQL's NAMEDATALEN, without the end
 	newestMinor      = 2     // of protocol 3
@@ -60,6 +61,8 @@ type Client struct {
 	params    []byte // the other startup parameters in order: name, 0, value, 0
 	replicate string // value of the replication parameter
 	unknown   []string
+	unsent    []byte // what was put off; owned by the handshake
+	early     []byte // what was read too many; owned by the handshake
 	leaveSlot func() // ends what counts as the handshake
 
 	shown presented    // owned by the handshake
@@ -208,23 +211,24 @@ func (c *Client) negotiate(ctx context.Context, cfg startupConfig) error {
 // clear can be taken for something that it sent encrypted.
 func (c *Client) readStartup(ctx context.Context, cfg startupConfig) (code uint32, body []byte, err error) {
 	var head [8]byte
-	if err := c.readFull(head[:1]); err != nil {
+	have, err := c.readTo(head[:], 0, 1)
+	if err != nil {
 		return 0, nil, err
 	}
 	if head[0] == tlsRecord && c.tls == nil && cfg.tls != nil {
-		if err := c.directTLS(ctx, cfg, head[0]); err != nil {
+		if err := c.directTLS(ctx, cfg, head[:have]); err != nil {
 			return 0, nil, err
 		}
 		return c.readStartup(ctx, cfg)
 	}
-	if err := c.readFull(head[1:4]); err != nil {
+	if have, err = c.readTo(head[:], have, 4); err != nil {
 		return 0, nil, err
 	}
 	n := binary.BigEndian.Uint32(head[:4])
 	if n < 8 || n > maxStartupPacket {
 		return 0, nil, fatalf(codeProtocolViolation, "invalid length of startup packet")
 	}
-	if err := c.readFull(head[4:]); err != nil {
+	if err := c.readFull(head[have:]); err != nil {
 		return 0, nil, err
 	}
 	body = make([]byte, n-8)
@@ -252,8 +256,8 @@ func (c *Client) answerSSL(ctx context.Context, cfg startupConfig) error {
 
 // directTLS continues a connection that began with a TLS record (PostgreSQL documentation, "Direct SSL"): the client
 // must then name the protocol by ALPN.
-func (c *Client) directTLS(ctx context.Context, cfg startupConfig, first byte) error {
-	t := tls.Server(&prefixConn{Conn: c.conn, first: []byte{first}}, cfg.tls)
+func (c *Client) directTLS(ctx context.Context, cfg startupConfig, first []byte) error {
+	t := tls.Server(&prefixConn{Conn: c.conn, first: first}, cfg.tls)
 	if err := c.handshakeTLS(ctx, t); err != nil {
 		return err
 	}
@@ -302,7 +306,7 @@ func (c *Client) hearOut(ctx context.Context) {
 
 func (c *Client) interrupt() { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) }
 
-// prefixConn is a connection of which one byte was read too many.
+// prefixConn is a connection of which some bytes were read too many.
 type prefixConn struct {
 	net.Conn
 	first []byte
@@ -402,15 +406,33 @@ func (c *Client) keyLen() int {
 	return 4
 }
 
+// send sends b behind what was put off; nothing where both are empty.
 func (c *Client) send(b []byte) error {
+	if len(c.unsent) > 0 {
+		b, c.unsent = append(c.unsent, b...), nil
+	}
+	if len(b) == 0 {
+		return nil
+	}
 	_, err := c.conn.Write(b)
 	return orGone(err)
 }
 
 // readFull fills b from the client's connection.
 func (c *Client) readFull(b []byte) error {
-	_, err := io.ReadFull(c.conn, b)
+	_, err := c.readTo(b, 0, len(b))
 	return orGone(err)
+}
+
+// readTo reads into b, of which there are have bytes already, until there are want or more, and returns how many there are.
+func (c *Client) readTo(b []byte, have, want int) (int, error) {
+	n := copy(b[have:], c.early)
+	c.early = c.early[n:]
+	if have += n; have >= want {
+		return have, nil
+	}
+	n, err := io.ReadAtLeast(c.conn, b[have:], want-have)
+	return have + n, orGone(err)
 }
 
 // orGone returns errClientGone in the place of an error of a connection that says that the client has hung up.
@@ -437,21 +459,30 @@ func request(dst []byte, kind uint32, data []byte) []byte {
 	return append(binary.BigEndian.AppendUint32(dst, kind), data...)
 }
 
-// readAuth reads the client's answer to an authentication request.
+// readAuth reads the client's answer to an authentication request, at once where it has come and is of the usual size. What came behind it
+// is early, and read next: the startup packet is over, and nothing can become encrypted any more.
 func (c *Client) readAuth() ([]byte, error) {
-	var head [wire.HeaderLen]byte
-	if err := c.readFull(head[:]); err != nil {
+	b := make([]byte, usualAuthMessage)
+	have, err := c.readTo(b, 0, wire.HeaderLen)
+	if err != nil {
 		return nil, err
 	}
-	n := wire.Length(head[:])
-	if head[0] != wire.Password {
-		return nil, fatalf(codeProtocolViolation, "expected password response, got message type %d", head[0])
+	n := wire.Length(b)
+	if b[0] != wire.Password {
+		return nil, fatalf(codeProtocolViolation, "expected password response, got message type %d", b[0])
 	}
 	if n < 4 || n > maxAuthMessage {
 		return nil, fatalf(codeProtocolViolation, "invalid password packet size")
 	}
-	body := make([]byte, n-4)
-	return body, c.readFull(body)
+	end := int(n) + 1
+	switch {
+	case end < have:
+		c.early = slices.Concat(b[end:have], c.early) // a copy: b holds a password
+		have = end
+	case end > len(b):
+		b = append(b, make([]byte, end-len(b))...)
+	}
+	return b[wire.HeaderLen:end], c.readFull(b[have:end])
 }
 
 // askPassword sends an authentication request and returns the zero-terminated answer without its terminator.
@@ -512,4 +543,11 @@ func (c *Client) saslContinue(data []byte) ([]byte, error) {
 	return c.readAuth()
 }
 
-func (c *Client) saslFinal(data []byte) error { return c.send(request(nil, authSASLFinal, data)) }
+// saslFinal puts its message off, as PostgreSQL does: it goes with the next one, which follows at once or is preceded by flush.
+func (c *Client) saslFinal(data []byte) error {
+	c.unsent = request(c.unsent, authSASLFinal, data)
+	return nil
+}
+
+// flush sends what was put off.
+func (c *Client) flush() error { return c.send(nil) }

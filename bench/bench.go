@@ -17,6 +17,7 @@ type bench struct {
 	dir      string
 	as       *account
 	tls      certificate
+	login    *credentials // of the user, where clients log in by SCRAM
 	pg       *postgres
 	targets  []target
 	versions map[string]string
@@ -67,7 +68,30 @@ func (b *bench) makeDir() (err error) {
 	if b.tls, err = newCertificate(b.dir); err != nil {
 		return err
 	}
+	if err = b.writeUserLists(); err != nil {
+		return err
+	}
 	return b.as.own(b.dir, b.tls.cert, b.tls.key)
+}
+
+// writeUserLists writes what poolers know of the user: nothing, or the verifier of a password that is made up.
+func (b *bench) writeUserLists() (err error) {
+	if b.login, err = newCredentials(); err != nil {
+		return err
+	}
+	for how, secret := range map[access]string{{}: "", {scram: true}: b.login.verifier()} {
+		if err := os.WriteFile(b.userList(how), fmt.Appendf(nil, "%q %q\n", b.o.user, secret), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) userList(how access) string {
+	if how.scram {
+		return filepath.Join(b.dir, "userlist-scram.txt")
+	}
+	return filepath.Join(b.dir, "userlist.txt")
 }
 
 // startPostgres starts a cluster, or looks at the one that was named.
@@ -199,7 +223,7 @@ func (b *bench) record(ctx context.Context, c cell, t target, run int) error {
 
 func (b *bench) measure(ctx context.Context, c cell, t target) *Result {
 	r := &Result{Time: time.Now().UTC().Truncate(time.Second), Cell: c.name, Target: t.name, Figures: map[string]float64{}}
-	s, err := b.start(ctx, t, c.tls)
+	s, err := b.start(ctx, t, c.access())
 	if err == nil {
 		err = b.measureStarted(ctx, c, s, r)
 		s.stop()
@@ -218,6 +242,8 @@ func (b *bench) measureStarted(ctx context.Context, c cell, s *started, r *Resul
 		return b.measureLatency(ctx, s, r)
 	case idle:
 		return b.measureIdle(ctx, c, s, r)
+	case logins:
+		return b.measureLogins(ctx, c, s, r)
 	default:
 		return b.measureBulk(ctx, c, s, r)
 	}

@@ -17,6 +17,7 @@ const (
 	copyIn              // COPY FROM STDIN written by one client
 	latency             // round trips of one client, timed here rather than by pgbench
 	idle                // memory with authenticated clients that do nothing
+	logins              // clients that log in by SCRAM and leave, next to pgbench -S at a fixed rate
 )
 
 // cell is one point of the matrix; every target is measured in it in turn.
@@ -28,11 +29,17 @@ type cell struct {
 	tls     bool
 	sets    bool // every client says the SETs of an ORM first
 	asks    bool // every idle client has had one query answered
+	rate    int  // clients a second that log in
 }
 
-// appliesTo reports whether the cell means anything for a target: without a pooler there is no process
-// whose memory could be attributed to clients.
-func (c cell) appliesTo(target string) bool { return c.kind != idle || target != direct }
+// appliesTo reports whether the cell means anything for a target: without a pooler there is no process whose memory or
+// CPU could be attributed to clients.
+func (c cell) appliesTo(target string) bool {
+	return c.kind != idle && c.kind != logins || target != direct
+}
+
+// access is how the cell's clients come in.
+func (c cell) access() access { return access{tls: c.tls, scram: c.kind == logins} }
 
 func allCells() []cell {
 	var all []cell
@@ -58,7 +65,10 @@ func allCells() []cell {
 	for _, n := range []int{1000, 10000} {
 		all = append(all, cell{name: fmt.Sprintf("idle-tls-%d", n), kind: idle, clients: n, tls: true, asks: true})
 	}
-	return all
+	return append(all,
+		cell{name: "logins-1000", kind: logins, mode: "prepared", clients: 50, rate: 1000},
+		cell{name: "tls-logins-200", kind: logins, mode: "prepared", clients: 50, rate: 200, tls: true},
+	)
 }
 
 // selectCells returns the cells that match any of the comma-separated patterns, in the matrix's order.

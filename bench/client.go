@@ -19,10 +19,11 @@ const (
 	maxErrorBody    = 64 << 10
 )
 
-// endpoint is where and as whom a client connects; the other side must ask for no password.
+// endpoint is where and as whom a client connects; without a login the other side must ask for no password.
 type endpoint struct {
 	addr, user, db string
 	tls            bool
+	login          *credentials
 }
 
 // probe connects, asks something and leaves.
@@ -51,7 +52,7 @@ type client struct {
 // connect logs in and returns when the other side is ready for a query. The client reads through a
 // buffer of the given size.
 func (e endpoint) connect(ctx context.Context, buffer int) (*client, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", e.addr)
+	conn, err := (&net.Dialer{KeepAlive: -1}).DialContext(ctx, "tcp", e.addr)
 	if err != nil {
 		return nil, err
 	}
@@ -100,6 +101,7 @@ func (c *client) login(e endpoint) error {
 	if _, err := c.conn.Write(startupMessage(e.user, e.db)); err != nil {
 		return err
 	}
+	x := exchange{credentials: e.login}
 	for {
 		kind, body, err := c.next(maxErrorBody)
 		if err != nil {
@@ -107,8 +109,8 @@ func (c *client) login(e endpoint) error {
 		}
 		switch kind {
 		case 'R':
-			if len(body) != 4 || binary.BigEndian.Uint32(body) != 0 {
-				return errors.New("the server asks for a password; it must trust this user")
+			if err := c.authenticate(&x, body); err != nil {
+				return err
 			}
 		case 'S':
 			if k, v, _ := strings.Cut(string(body), "\x00"); k == "server_version" {
@@ -120,6 +122,24 @@ func (c *client) login(e endpoint) error {
 			return nil
 		}
 	}
+}
+
+// authenticate answers an authentication request.
+func (c *client) authenticate(x *exchange, request []byte) error {
+	switch {
+	case len(request) < 4:
+		return errors.New("an authentication request without a code")
+	case binary.BigEndian.Uint32(request) == 0:
+		return nil
+	case x.credentials == nil:
+		return errors.New("the server asks for a password; it must trust this user")
+	}
+	answer, err := x.answer(binary.BigEndian.Uint32(request), request[4:])
+	if err != nil || answer == nil {
+		return err
+	}
+	_, err = c.conn.Write(answer)
+	return err
 }
 
 // header reads a message's type and the length of its body.

@@ -38,7 +38,11 @@ func pgbenchCommand(ctx context.Context, bin string, ep endpoint, args ...string
 	}
 	args = append([]string{"-h", host, "-p", port, "-U", ep.user}, append(args, ep.db)...)
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "pgbench"), args...)
-	(*account)(nil).prepare(cmd, "PGSSLMODE="+mode, "PGGSSENCMODE=disable")
+	env := []string{"PGSSLMODE=" + mode, "PGGSSENCMODE=disable"}
+	if ep.login != nil {
+		env = append(env, "PGPASSWORD="+ep.login.password)
+	}
+	(*account)(nil).prepare(cmd, env...)
 	return cmd
 }
 
@@ -213,35 +217,45 @@ func (w *loadWindow) figures(r *Result, s *started, prefix string) error {
 	if s.proc != nil {
 		r.Figures[keyCPUTx] = micros(w.last.pooler-w.first.pooler) / w.transactions
 	}
+	all, err := readLatencies(prefix, w.first.at, w.last.at)
+	addPercentiles(r, all)
+	return err
+}
+
+// readLatencies is parseLatencies of all logs that pgbench has written.
+func readLatencies(prefix string, from, to time.Time) (all []float64, err error) {
 	files, err := filepath.Glob(prefix + ".*")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var all []float64
 	for _, path := range files {
 		f, err := os.Open(path)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		part, err := parseLatencies(f, w.first.at, w.last.at)
+		part, err := parseLatencies(f, from, to)
 		_ = f.Close()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		all = append(all, part...)
 	}
-	addPercentiles(r, all)
-	return nil
+	return all, nil
 }
 
 func addPercentiles(r *Result, latencies []float64) {
+	addLatencies(r, latencies, keyP50, keyP99, keyP999)
+}
+
+// addLatencies adds the percentiles of latencies, which it sorts, under the given keys.
+func addLatencies(r *Result, latencies []float64, p50, p99, p999 string) {
 	if len(latencies) == 0 {
 		return
 	}
 	slices.Sort(latencies)
-	r.Figures[keyP50] = percentile(latencies, 0.5)
-	r.Figures[keyP99] = percentile(latencies, 0.99)
-	r.Figures[keyP999] = percentile(latencies, 0.999)
+	r.Figures[p50] = percentile(latencies, 0.5)
+	r.Figures[p99] = percentile(latencies, 0.99)
+	r.Figures[p999] = percentile(latencies, 0.999)
 }
 
 func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }

@@ -25,6 +25,17 @@ var metrics = []metric{
 	{keyMBs, "%.0f", "MB/s", "Bulk throughput, MB/s (higher is better)"},
 	{keyRSSShare, "%.2f", "KiB/client", "Resident memory per idle client, KiB (lower is better)"},
 	{keyRSS, "%.0f", "KiB", "Resident memory of the pooler, KiB"},
+	{keyLoginCPU, "%.1f", "µs CPU/login", "The pooler's own CPU, µs per login (lower is better)"},
+	{keyLoaderCPU, "%.1f", "µs client CPU/login", "The CPU of the client that logs in, µs per login"},
+	{keyLogins, "%.0f", "logins/s", "Logins per second"},
+	{keyLoginsFailed, "%.0f", "failed", "Logins that failed"},
+	{keyLoginP50, "%.0f", "µs login p50", "Login p50, µs"},
+	{keyLoginP99, "%.0f", "µs login p99", "Login p99, µs"},
+	{keyLoginP999, "%.0f", "µs login p99.9", "Login p99.9, µs"},
+	{keyQuietP50, "%.0f", "µs quiet p50", "Latency p50 without logins beside, µs"},
+	{keyQuietP99, "%.0f", "µs quiet p99", "Latency p99 without logins beside, µs"},
+	{keyQuietP999, "%.0f", "µs quiet p99.9", "Latency p99.9 without logins beside, µs"},
+	{keyRise, "%.2f", "× quiet p99", "Latency p99 with logins beside over that without (lower is better)"},
 }
 
 // comparisons are the ratios that are printed, numerator first.

@@ -19,6 +19,18 @@ const (
 	keyMBs      = "mb_per_s"
 	keyRSS      = "rss_kib"
 	keyRSSShare = "rss_kib_per_client"
+
+	keyLogins       = "logins_per_s"
+	keyLoginsFailed = "logins_failed"
+	keyLoginCPU     = "cpu_us_per_login"
+	keyLoaderCPU    = "loader_us_per_login" // of the client that logs in
+	keyLoginP50     = "login_p50_us"
+	keyLoginP99     = "login_p99_us"
+	keyLoginP999    = "login_p999_us"
+	keyQuietP50     = "quiet_p50_us" // of transactions without logins beside them
+	keyQuietP99     = "quiet_p99_us"
+	keyQuietP999    = "quiet_p999_us"
+	keyRise         = "p99_rise" // keyP99 over keyQuietP99
 )
 
 // Series describes one invocation: what was measured, where, and by which command.

@@ -20,7 +20,18 @@ const serverConnections = 20
 type target struct {
 	name string
 	// command prepares a pooler that listens on port; it is nil for the server itself.
-	command func(port int, tls bool) (*exec.Cmd, error)
+	command func(port int, how access) (*exec.Cmd, error)
+}
+
+// access is how clients come into a pooler: encrypted or not, and by SCRAM or as whom they say they are.
+type access struct{ tls, scram bool }
+
+// method is the name of the authentication method, the same for all poolers.
+func (how access) method() string {
+	if how.scram {
+		return "scram-sha-256"
+	}
+	return "trust"
 }
 
 // started is a target that accepts clients.
@@ -45,8 +56,11 @@ func (s *started) stop() {
 
 // start brings a target up. Every measurement has a pooler of its own, so that none inherits the heap or
 // the connections of the one before.
-func (b *bench) start(ctx context.Context, t target, tls bool) (*started, error) {
-	s := &started{endpoint: endpoint{addr: b.pg.addr, user: b.o.user, db: b.o.db, tls: tls}}
+func (b *bench) start(ctx context.Context, t target, how access) (*started, error) {
+	s := &started{endpoint: endpoint{addr: b.pg.addr, user: b.o.user, db: b.o.db, tls: how.tls}}
+	if how.scram {
+		s.login = b.login
+	}
 	if t.command == nil {
 		return s, nil
 	}
@@ -54,7 +68,7 @@ func (b *bench) start(ctx context.Context, t target, tls bool) (*started, error)
 	if err != nil {
 		return nil, err
 	}
-	cmd, err := t.command(port, tls)
+	cmd, err := t.command(port, how)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +110,7 @@ const pgbouncerConfig = `[databases]
 listen_addr = 127.0.0.1
 listen_port = %d
 unix_socket_dir =
-auth_type = trust
+auth_type = %s
 auth_file = %s
 pool_mode = transaction
 default_pool_size = %d
@@ -107,7 +121,7 @@ log_connections = 0
 log_disconnections = 0
 `
 
-func (b *bench) newPgBouncer(ctx context.Context) (func(int, bool) (*exec.Cmd, error), error) {
+func (b *bench) newPgBouncer(ctx context.Context) (func(int, access) (*exec.Cmd, error), error) {
 	program, err := exec.LookPath(b.o.pgbouncer)
 	if err != nil {
 		return nil, fmt.Errorf("%w: put PgBouncer 1.21 or later into PATH, name it with -pgbouncer, or leave it out with -targets", err)
@@ -120,17 +134,13 @@ func (b *bench) newPgBouncer(ctx context.Context) (func(int, bool) (*exec.Cmd, e
 		return nil, fmt.Errorf("%s --version: %w", program, err)
 	}
 	b.versions[pgbouncer], _, _ = strings.Cut(string(version), "\n")
-	users := filepath.Join(b.dir, "userlist.txt")
-	if err := os.WriteFile(users, fmt.Appendf(nil, "%q \"\"\n", b.o.user), 0o644); err != nil {
-		return nil, err
-	}
 	host, serverPort, err := net.SplitHostPort(b.pg.addr)
 	if err != nil {
 		return nil, err
 	}
-	return func(port int, tls bool) (*exec.Cmd, error) {
-		conf := fmt.Sprintf(pgbouncerConfig, host, serverPort, port, users, serverConnections)
-		if tls {
+	return func(port int, how access) (*exec.Cmd, error) {
+		conf := fmt.Sprintf(pgbouncerConfig, host, serverPort, port, how.method(), b.userList(how), serverConnections)
+		if how.tls {
 			conf += fmt.Sprintf("client_tls_sslmode = require\nclient_tls_cert_file = %s\nclient_tls_key_file = %s\n", b.tls.cert, b.tls.key)
 		}
 		path := filepath.Join(b.dir, "pgbouncer.ini")
@@ -141,16 +151,19 @@ func (b *bench) newPgBouncer(ctx context.Context) (func(int, bool) (*exec.Cmd, e
 // standaloneDir is pgmoor's daemon, relative to this module.
 const standaloneDir = "../examples/standalone"
 
-func (b *bench) newPgmoor(ctx context.Context) (func(int, bool) (*exec.Cmd, error), error) {
+func (b *bench) newPgmoor(ctx context.Context) (func(int, access) (*exec.Cmd, error), error) {
 	program, err := b.pgmoorProgram(ctx)
 	if err != nil {
 		return nil, err
 	}
 	upstream := url.URL{Scheme: "postgres", User: url.User(b.o.user), Host: b.pg.addr, Path: b.o.db, RawQuery: "sslmode=disable"}
-	return func(port int, tls bool) (*exec.Cmd, error) {
+	return func(port int, how access) (*exec.Cmd, error) {
 		cmd := exec.Command(program, "-listen", fmt.Sprintf("127.0.0.1:%d", port), "-upstream", upstream.String(),
-			"-auth", "trust", "-max-connections", strconv.Itoa(serverConnections))
-		if tls {
+			"-auth", how.method(), "-max-connections", strconv.Itoa(serverConnections))
+		if how.scram {
+			cmd.Args = append(cmd.Args, "-users", b.userList(how))
+		}
+		if how.tls {
 			cmd.Args = append(cmd.Args, "-tls-cert", b.tls.cert, "-tls-key", b.tls.key)
 		}
 		return cmd, nil

@@ -7,6 +7,7 @@
 package link
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -93,6 +94,24 @@ func (l *Link) Run(h Handler) error {
 		return l.runFast()
 	}
 	return l.runOrdinary()
+}
+
+// Unread gives the link bytes that were read from its connection before, fewer than BufferSize. It is for the goroutine that calls Run,
+// before it does.
+func (l *Link) Unread(b []byte) {
+	if len(b) > 0 {
+		copy(l.room(), b)
+		l.w += len(b)
+	}
+}
+
+// TakeKept returns what the link keeps, which it gives up; nil if that is nothing. It is for the goroutine that may call Run.
+func (l *Link) TakeKept() []byte {
+	if l.in == nil {
+		return nil
+	}
+	defer l.drop()
+	return bytes.Clone(l.in[l.r:l.w])
 }
 
 // Wait reads once, on the ordinary path, and keeps what came for the next Run. It is for a goroutine that is the only
