@@ -73,7 +73,11 @@ func TestCVE_2015_6817_UnknownUserIsNotTheOneWhoAsks(t *testing.T) {
 		eachMethod(t, c, func(t *testing.T, p *pgmoor.Proxy) {
 			who, code := entering(t, p, "aq_known", "sesame", "sslmode=require")
 			require.Equal(t, []string{"aq_known", ""}, []string{who, code})
-			for _, user := range []string{"aq_nobody", "aq_group", "aq_nopw", "postgres", "$1", "aq_known'%20OR%20'1'='1", long + "x", "%C3%28"} {
+			who, code = entering(t, p, long+"x", "sesame", "sslmode=require") // whom PostgreSQL takes for the same, whose password it is
+			require.Equal(t, []string{long, ""}, []string{who, code})
+			_, code = entering(t, p, long+"x", "x", "sslmode=require")
+			require.Equal(t, "28P01", code)
+			for _, user := range []string{"aq_nobody", "aq_group", "aq_nopw", "postgres", "$1", "aq_known'%20OR%20'1'='1", "%C3%28"} {
 				for _, pw := range []string{"sesame", "x"} {
 					_, code := entering(t, p, user, pw, "sslmode=require")
 					require.Equal(t, "28P01", code, "%s with %s", user, pw)
