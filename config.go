@@ -269,7 +269,7 @@ func (f DialerFunc) DialContext(ctx context.Context, network, address string) (n
 
 func (c *Config) validate() error {
 	if c.RequireTLS && c.TLS == nil {
-		return errors.New("pgmoor: Config.RequireTLS needs Config.TLS")
+		return errors.New("pgmoor: Config.RequireTLS needs Config.TLS: the certificate that clients are shown")
 	}
 	if err := c.validateEncryption(); err != nil {
 		return err
@@ -344,7 +344,7 @@ func (u *Upstream) validate() error {
 		}
 	}
 	if !slices.Contains([]string{"", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"}, u.SSLMode) {
-		return fmt.Errorf("pgmoor: Config.Upstream.SSLMode %q is not one of libpq's", u.SSLMode)
+		return fmt.Errorf("pgmoor: Config.Upstream.SSLMode %q is not one of libpq's: disable, allow, prefer, require, verify-ca or verify-full", u.SSLMode)
 	}
 	switch {
 	case !slices.Contains([]string{"", "postgres", "direct"}, u.SSLNegotiation):

@@ -259,7 +259,7 @@ func ruleType(s string) (RuleType, error) {
 	case "include", "include_if_exists", "include_dir":
 		return 0, fmt.Errorf("%s is not supported: put the lines of the other file here", s)
 	}
-	return 0, fmt.Errorf("invalid connection type %q", s)
+	return 0, fmt.Errorf("invalid connection type %q: it has to be local, host, hostssl or hostnossl", s)
 }
 
 // networks takes the address and the mask that may follow it; nil is all addresses.

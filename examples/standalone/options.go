@@ -382,7 +382,7 @@ func isPublic(addr string) bool {
 func (o *options) resolveTLS() error {
 	switch {
 	case (o.tlsCert == "") != (o.tlsKey == ""):
-		return errors.New("-tls-cert and -tls-key go together")
+		return errors.New("-tls-cert and -tls-key go together: name both files, the certificate's and its key's")
 	case o.tlsCert == "" && o.clientCA != "":
 		return errors.New("-tls-client-ca needs -tls-cert and -tls-key")
 	case o.tlsCert == "" && o.config.RequireTLS:
