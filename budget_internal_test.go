@@ -60,3 +60,15 @@ func TestOpenersDoNotAskAfterOneThatFoundNothing(t *testing.T) {
 	used, _ := b.usage()
 	require.Zero(t, used)
 }
+
+// A spare connection is not opened where another pool waits for its turn to log in for somebody, though it has asked for no token yet.
+func TestASpareConnectionIsNotOpenedInSomebodysPlace(t *testing.T) {
+	b := &budget{limit: 2, used: 1}
+	spares := &pool{budget: b, opening: 1, wake: make(chan struct{}, 1)}
+	waits := &pool{budget: b, opening: 1, waiting: 1, wake: make(chan struct{}, 1)}
+	b.pools = []*pool{spares, waits}
+	require.False(t, spares.maySpare())
+	require.Equal(t, 1, b.used)
+	waits.opening, spares.opening = 0, 1
+	require.True(t, spares.maySpare())
+}

@@ -3,6 +3,7 @@ package pgmoor
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/jackc/puddle/v2"
@@ -180,7 +181,7 @@ func (p *pool) mayDial() bool {
 // maySpare is mayDial for a spare connection: it takes nothing from anybody.
 func (p *pool) maySpare() bool {
 	p.budget.taking.Lock()
-	ok := p.takeToken(true)
+	ok := !p.othersAreAbout() && p.takeToken(true)
 	p.budget.taking.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -194,6 +195,28 @@ func (p *pool) maySpare() bool {
 		p.nudge()
 	}
 	return false
+}
+
+// othersAreAbout reports whether an opener of another pool under the same limits is about to ask for a token for somebody who waits. As long as it has
+// not, no budget knows of it: a spare connection would be opened in its place, taken away for it, and opened again before its turn.
+func (p *pool) othersAreAbout() bool {
+	for _, b := range append(slices.Clone(p.shares), p.budget) {
+		b.mu.Lock()
+		pools := b.poolsLocked()
+		b.mu.Unlock()
+		for _, o := range pools {
+			if o != p && o.isAbout() {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (p *pool) isAbout() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.opening > p.dialing && p.waiting+len(p.wishes)+len(p.logins) > 0
 }
 
 func (p *pool) opened(res *puddle.Resource[*server]) {
